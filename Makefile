@@ -1,0 +1,72 @@
+# Everything the course can do, one target each: `make` alone lists them.
+# Needs git, make and Python 3.11 or newer. The first target that runs sets up .venv by itself.
+
+# What .venv is made with.
+PYTHON ?= python3
+# Any other environment that is ready to use: make test VENV="$CONDA_PREFIX"
+VENV ?= .venv
+# The smaller torch without CUDA: make lab TORCH=cpu
+TORCH ?=
+# More arguments for lab, test and grade: make lab ARGS="--no-browser"; make test ARGS="-k masks"
+ARGS ?=
+# How many processes test at once.
+JOBS ?= 2
+
+CORES = $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+RUN = "$(VENV)/bin/python" -m
+need = $(if $($(1)),,$(error Say which: make $@ $(1)=$(2)))
+
+.DEFAULT_GOAL = help
+.PHONY: help setup lab test format lint solutions publish grade update new stamp results clean
+
+help: ## List the targets; so does `make` alone.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## Set up .venv; every other target does so by itself, once.
+ifeq ($(VENV),.venv)
+	@TORCH="$(TORCH)" "$(PYTHON)" common/environment.py
+endif
+
+lab: setup ## Open JupyterLab at the README.
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+	    $(RUN) jupyterlab --LabApp.default_url=/lab/tree/README.md $(ARGS)
+
+test: setup ## Run every test: of the helpers, the checks, and each notebook under nbval.
+	@OMP_NUM_THREADS=$$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )) \
+	    $(RUN) pytest tests -n $(JOBS) --dist loadscope $(ARGS)
+
+format: setup ## Bring code and notebooks into normal form.
+	@$(RUN) ruff check --quiet --fix-only .
+	@$(RUN) ruff format --quiet .
+	@$(RUN) common.notebooks format
+
+lint: setup ## Check the style, the types and the rules of the notebooks.
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+	@$(RUN) common.notebooks rules
+
+solutions: setup ## Write the solved notebooks into solutions/; FORCE=1 replaces changed ones.
+	@$(RUN) common.notebooks solutions $(if $(FORCE),--force)
+
+publish: setup ## Authors: take solutions/ back onto the branch and into solutions.bundle.
+	@$(RUN) common.notebooks publish
+
+grade: setup ## Instructors: grade the notebooks in a folder: make grade SUBMISSIONS=folder
+	$(call need,SUBMISSIONS,folder)@$(RUN) common.grading "$(SUBMISSIONS)" $(ARGS)
+
+update: setup ## Bring the course, your answers kept, to a newer version: git's, or NEW=folder.
+	@$(RUN) common.notebooks update $(if $(NEW),--new "$(NEW)")
+
+new: setup ## Authors: start a unit from nothing: make new UNIT=phase2_transformers/lab9_name
+	$(call need,UNIT,phase/unit)@$(RUN) common.notebooks new "$(UNIT)" $(if $(TITLE),"$(TITLE)")
+
+stamp: setup ## Authors: write addresses, badges and tables into notebooks and READMEs.
+	@$(RUN) common.notebooks stamp
+
+results: setup ## Authors: measure every unit again and write the tables of results.
+	@$(RUN) common.notebooks results
+
+clean: ## Remove .venv and caches; notebooks, solutions, submissions and grades stay.
+	@rm -rf .venv .venv.lock .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The helper package that every unit of the course shares."""
