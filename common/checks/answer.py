@@ -1,0 +1,112 @@
+"""The only door through which a case reaches an answer.
+
+`Answer` stands for a function or a class, `ModuleAnswer` for a module that it returned. Values go in and
+values come out: tensors, numbers, strings, and tuples, lists and dicts of these. What goes in is a copy, so
+an answer that changes its inputs spoils nothing that a case looks at afterwards.
+
+A grader that runs answers in another process gives the cases objects with these same methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Detached(Exception):
+    """The answer's output carries no gradient back to its inputs."""
+
+
+class Answer:
+    """A student's function or class."""
+
+    def __init__(self, target: Callable[..., Any]) -> None:
+        """Stand for `target`."""
+        self._target = target
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the answer with copies of the arguments; a module that comes back is a `ModuleAnswer`."""
+        result = self._target(*_copy(args), **_copy(kwargs))
+        return ModuleAnswer(result) if isinstance(result, nn.Module) else result
+
+    def inputs_after(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call the answer and return its positional arguments as the call left them."""
+        args = _copy(args)
+        self._target(*args, **_copy(kwargs))
+        return args
+
+    def gradients(self, *args: Any, output: int | None = None, upstream: Tensor, **kwargs: Any) -> tuple[Tensor, ...]:
+        """Return the gradients of `sum(output * upstream)` for every floating-point tensor in `args`.
+
+        Args:
+            output: which element of the result to differentiate, when the result is a tuple.
+            upstream: a tensor of the output's shape.
+
+        Raises:
+            Detached: when the output does not depend on an input by differentiable operations.
+        """
+        args = _copy(args)
+        leaves = [arg.requires_grad_() for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
+        return self._gradients(self._target(*args, **_copy(kwargs)), output, upstream, leaves)
+
+    @staticmethod
+    def _gradients(result: Any, output: int | None, upstream: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+        result = result if output is None else result[output]
+        if not isinstance(result, Tensor) or not result.requires_grad:
+            raise Detached
+        found = torch.autograd.grad((result * upstream).sum(), leaves, allow_unused=True)
+        if any(gradient is None for gradient in found):
+            raise Detached
+        return found
+
+
+class ModuleAnswer(Answer):
+    """A module that a student's class built."""
+
+    _target: nn.Module
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return copies of the learned parameters by name; a parameter that is shared appears once."""
+        return {name: parameter.detach().clone() for name, parameter in self._target.named_parameters()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return a copy of the module's state."""
+        return {name: value.detach().clone() for name, value in self._target.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load a state; raises as `nn.Module.load_state_dict` does when names or shapes do not fit."""
+        self._target.load_state_dict(_copy(dict(state)))
+
+    def train(self, mode: bool = True) -> ModuleAnswer:
+        """Switch to training mode, or with `mode=False` to evaluation mode."""
+        self._target.train(mode)
+        return self
+
+    def eval(self) -> ModuleAnswer:
+        """Switch to evaluation mode."""
+        return self.train(False)
+
+    def parameter_gradients(
+        self, *args: Any, output: int | None = None, upstream: Tensor, **kwargs: Any
+    ) -> dict[str, Tensor | None]:
+        """Return the gradient of `sum(output * upstream)` for every parameter, None where none arrives."""
+        result = self._target(*_copy(args), **_copy(kwargs))
+        result = result if output is None else result[output]
+        if not isinstance(result, Tensor) or not result.requires_grad:
+            raise Detached
+        named = dict(self._target.named_parameters())
+        found = torch.autograd.grad((result * upstream).sum(), list(named.values()), allow_unused=True)
+        return dict(zip(named, found, strict=True))
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, (tuple, list)):
+        return type(value)(_copy(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,294 @@
+"""One case of a check: seeded inputs, comparisons that explain themselves, points."""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.checks.answer import Answer, Detached
+from common.checks.report import CaseResult
+
+# How far a right answer may be off, as a share of the largest expected value (at least 1).
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+Mistakes = Mapping[str, Tensor | Callable[[], Any]]
+
+
+class Failure(Exception):
+    """What a case found wrong, in words for the student."""
+
+
+class AnswerIsStub(Exception):
+    """The answer is still the stub that the student was given."""
+
+
+class Case:
+    """Names, seeds and scores the cases of one check. See `common.checks`."""
+
+    def __init__(self, slug: str, seed: int) -> None:
+        """Start a check of `slug` with inputs that follow from `seed`."""
+        self._slug, self._seed = slug, seed
+        self._generator = torch.Generator()
+        self._reseed("")
+        self.results: list[CaseResult] = []
+
+    # -- a case -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def __call__(self, name: str, *, points: float, hint: str) -> Iterator[None]:
+        """Run the block as the case `name`; whatever it raises is written down and the next case goes on.
+
+        Args:
+            name: the property that is tested, as a phrase that is true of a right answer.
+            points: what the case gives when nothing in the block fails.
+            hint: what to look at when it fails; shown to the student, never the answer itself.
+        """
+        message = ""
+        with torch.random.fork_rng(devices=[]):
+            self._reseed(name)
+            try:
+                yield
+            except (Exception, SystemExit) as error:  # an answer that calls exit() fails, nothing more
+                if isinstance(error, NotImplementedError) and error.args[:1] == (self._slug,):
+                    raise AnswerIsStub from None
+                message = explain(error)
+        passed = not message
+        self.results.append(CaseResult(name, points if passed else 0, points, passed, message, "" if passed else hint))
+
+    def _reseed(self, name: str) -> None:
+        seed = zlib.crc32(f"{self._seed}/{self._slug}/{name}".encode())
+        self._generator.manual_seed(seed)
+        if name:
+            torch.manual_seed(seed)  # inside fork_rng: what the answer draws is repeatable too
+
+    # -- inputs -------------------------------------------------------------------------------------------
+
+    def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Draw from the standard normal distribution."""
+        return torch.randn(*shape, generator=self._generator, dtype=torch.float64).to(dtype)
+
+    def randint(self, low: int, high: int, shape: Sequence[int] = ()) -> Tensor:
+        """Draw integers with low ≤ value < high, as int64."""
+        return torch.randint(low, high, tuple(shape), generator=self._generator)
+
+    def choice(self, *options: Any) -> Any:
+        """Draw one of `options`."""
+        return options[int(self.randint(0, len(options)))]
+
+    # -- comparisons --------------------------------------------------------------------------------------
+
+    def close(
+        self, actual: Any, expected: Tensor, *, what: str = "the result", mistakes: Mistakes | None = None
+    ) -> None:
+        """Demand that `actual` equals `expected` up to rounding.
+
+        Args:
+            actual: what the answer returned.
+            expected: from an independent oracle.
+            what: how a message calls the value.
+            mistakes: what common mistakes would have returned (a tensor, or a function without arguments that
+                makes it), under the sentence that names the mistake.
+
+        Raises:
+            Failure: that names the mistake, or the property that is wrong and where.
+        """
+        actual = _tensor(actual, what)
+        if actual.shape == expected.shape and _agree(actual, expected):
+            return
+        for sentence, wrong in (mistakes or {}).items():
+            if _matches(actual, wrong):
+                raise Failure(sentence)
+        self.shape(actual, tuple(expected.shape), what=what)
+        raise Failure(f"{what}: {_difference(actual, expected)}")
+
+    def equal(self, actual: Any, expected: Any, *, what: str = "the result", mistakes: Mistakes | None = None) -> None:
+        """Demand that a tensor of integers or booleans, a number or a string equals `expected` exactly."""
+        if not isinstance(expected, Tensor):
+            if isinstance(actual, Tensor) and actual.ndim == 0:
+                actual = actual.item()
+            if actual == expected:
+                return
+            for sentence, wrong in (mistakes or {}).items():
+                if actual == wrong:
+                    raise Failure(sentence)
+            raise Failure(f"{what} is {_short(actual)}, which is not right")
+        actual = _tensor(actual, what)
+        if actual.shape == expected.shape and bool((actual.cpu() == expected).all()):
+            return
+        for sentence, wrong in (mistakes or {}).items():
+            if _matches(actual, wrong):
+                raise Failure(sentence)
+        self.shape(actual, tuple(expected.shape), what=what)
+        off = (actual.cpu() != expected).nonzero()
+        raise Failure(f"{what}: {len(off)} of {expected.numel()} entries are wrong, the first at {off[0].tolist()}")
+
+    def shape(
+        self,
+        actual: Any,
+        expected: Sequence[int],
+        *,
+        what: str = "the result",
+        mistakes: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        """Demand a tensor of exactly this shape; `mistakes` holds the shapes that common mistakes have."""
+        actual = _tensor(actual, what)
+        if tuple(actual.shape) == tuple(expected):
+            return
+        for sentence, wrong in (mistakes or {}).items():
+            if tuple(actual.shape) == tuple(wrong):
+                raise Failure(f"{sentence}. {what} has shape {tuple(actual.shape)}, expected {tuple(expected)}")
+        same = " (the same sizes in another order)" if sorted(actual.shape) == sorted(expected) else ""
+        raise Failure(f"{what} has shape {tuple(actual.shape)}, expected {tuple(expected)}{same}")
+
+    def dtype(self, actual: Any, expected: torch.dtype, *, what: str = "the result") -> None:
+        """Demand a tensor of this dtype."""
+        actual = _tensor(actual, what)
+        if actual.dtype != expected:
+            raise Failure(f"{what} has dtype {_name(actual.dtype)}, expected {_name(expected)}")
+
+    def finite(self, actual: Any, *, what: str = "the result") -> None:
+        """Demand a tensor without NaN or infinity."""
+        actual = _tensor(actual, what)
+        if not bool(torch.isfinite(actual).all()):
+            raise Failure(f"{what} {_not_finite(actual)}")
+
+    def true(self, condition: bool | Tensor, message: str) -> None:
+        """Demand a condition; `message` says what is wrong when it does not hold."""
+        if not bool(condition):
+            raise Failure(message)
+
+    def parts(self, actual: Any, *names: str) -> tuple[Tensor, ...]:
+        """Demand a tuple of tensors, one for each name, and return it."""
+        wanted = f"a tuple ({', '.join(names)})"
+        if isinstance(actual, Tensor):
+            raise Failure(f"the result is one tensor, expected {wanted}")
+        if not isinstance(actual, (tuple, list)):
+            raise Failure(f"the result is {_short(actual)}{_forgot_return(actual)}, expected {wanted}")
+        if len(actual) != len(names):
+            raise Failure(f"the result has {len(actual)} parts, expected {wanted}")
+        return tuple(_tensor(part, name) for part, name in zip(actual, names, strict=True))
+
+    def unchanged(self, answer: Answer, *args: Any, **kwargs: Any) -> None:
+        """Demand that calling the answer leaves the tensors in `args` as they were."""
+        after = answer.inputs_after(*args, **kwargs)
+        for position, (was, now) in enumerate(zip(args, after, strict=True), start=1):
+            if isinstance(was, Tensor) and (was.shape != now.shape or not torch.equal(was, now)):
+                raise Failure(
+                    f"your code changes its argument number {position} in place (an operation that ends in _, "
+                    "or an assignment to part of a tensor); make a new tensor instead"
+                )
+
+
+# -- messages ---------------------------------------------------------------------------------------------
+
+
+def explain(error: BaseException) -> str:
+    """Return what a student should read about an exception: what it says, and where in the answer it arose."""
+    if isinstance(error, Failure):
+        return str(error)
+    if isinstance(error, Detached):
+        return (
+            "the result is detached from the graph: no gradient flows back to the inputs or parameters. "
+            "Look for .detach(), .data, .item(), .numpy(), torch.no_grad() or torch.tensor(...) around a tensor"
+        )
+    if isinstance(error, NotImplementedError) and error.args:
+        return f"this needs your answer to {error.args[0]}, which is still to do"
+    text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
+    here = str(Path(__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(here)
+        and "site-packages" not in frame.filename
+        and Path(frame.filename).name != "checks.py"
+    ]
+    if not frames:
+        return text
+    frame = frames[-1]
+    source = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+    return f"{text}\nin line {frame.lineno} of {frame.name}" + (f": {source}" if source else "")
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise Failure(f"{what} is {_short(value)}{_forgot_return(value)}, expected a tensor")
+    return value.detach()
+
+
+def _agree(actual: Tensor, expected: Tensor) -> bool:
+    if not expected.is_floating_point() or not actual.is_floating_point():
+        return bool((actual.cpu() == expected.cpu()).all())
+    coarser = max(TOLERANCE.get(actual.dtype, 1e-5), TOLERANCE.get(expected.dtype, 1e-5))
+    wide = expected.detach().cpu().double()
+    size = wide[wide.isfinite()].abs().max().item() if wide.isfinite().any() else 1.0
+    return torch.allclose(actual.cpu().double(), wide, rtol=0, atol=coarser * max(1.0, size))
+
+
+def _matches(actual: Tensor, wrong: Tensor | Callable[[], Any]) -> bool:
+    try:
+        candidate = wrong if isinstance(wrong, Tensor) else wrong()
+        if isinstance(candidate, bool):
+            return candidate
+        return actual.shape == candidate.shape and _agree(actual, candidate)
+    except Exception:  # the mistake cannot be made with these shapes
+        return False
+
+
+def _difference(actual: Tensor, expected: Tensor) -> str:
+    got, want = actual.cpu().double(), expected.detach().cpu().double()
+    if not got.isfinite().all() and want.isfinite().all():
+        return _not_finite(actual)
+    off = (got - want).abs()
+    where = torch.unravel_index(off.argmax(), off.shape)
+    index = [int(i) for i in where]
+    wrong = int((off > 1e-5 * max(1.0, want.abs().max().item())).sum())
+    text = (
+        f"{wrong} of {want.numel()} values are off; the largest difference is at {index}: "
+        f"{got[where].item():.4g} instead of {want[where].item():.4g}"
+    )
+    return text + _pattern(got, want)
+
+
+def _pattern(got: Tensor, want: Tensor) -> str:
+    """Name a simple relation between two tensors that differ, if there is one."""
+    large = want.abs() > 1e-3 * want.abs().max()
+    ratio = got[large] / want[large]
+    if ratio.numel() > 1 and (ratio - ratio.mean()).abs().max() < 1e-4 * ratio.mean().abs() + 1e-9:
+        factor = ratio.mean().item()
+        return f". Every value is {factor:.4g} times the expected one"
+    for a in range(got.ndim):
+        for b in range(a + 1, got.ndim):
+            if got.shape[a] == got.shape[b] and torch.allclose(got.transpose(a, b), want, rtol=0, atol=1e-5):
+                return f". It would be right with axes {a - got.ndim} and {b - got.ndim} exchanged"
+    return ""
+
+
+def _not_finite(value: Tensor) -> str:
+    bad = ~torch.isfinite(value)
+    kind = "NaN" if value.isnan().any() else "infinity"
+    first = bad.nonzero()[0].tolist()
+    return f"contains {kind} ({int(bad.sum())} of {value.numel()} values, the first at {first})"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)[:60]
+    return f"a {type(value).__name__}"
+
+
+def _forgot_return(value: Any) -> str:
+    return " (is a return statement missing?)" if value is None else ""
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
