@@ -1,0 +1,302 @@
+"""The checks, tested with answers: every stored right answer must be accepted, every wrong one caught.
+
+Beside a solved notebook on the branch `solutions` lies `answers/<slug>.py` for each TODO, in cells that
+replace the answer cell whole::
+
+    # %% right: einsum
+    def scaled_dot_product_attention(q, k, v): ...
+    # %% wrong: no 1/sqrt(d)  [says: sqrt | d_k]
+    def scaled_dot_product_attention(q, k, v): ...
+
+What the check says about a wrong answer must contain one of the words after `says`; capitals do not matter.
+An answer is proven with the notebook's setup cells and the reference answers of the TODOs before it.
+
+`python -m common.grading.proofs [unit ...]` proves the units and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import linecache
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import course
+from common.checks import Check, find
+from common.notebooks import anatomy, branch
+from common.notebooks.anatomy import Answer, NotebookError
+
+MINIMUM = {"right": 1, "wrong": 5}  # stored answers of each TODO, besides the reference
+SEEDS = (0, 1)  # a grader draws fresh inputs, so a proof must not hang on one draw
+SECONDS = 10.0  # for one answer with one seed
+
+_HEADER = re.compile(r"# %% *(?P<kind>\w+): *(?P<title>.*?) *(?:\[says: *(?P<says>.*?) *\])? *")
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """One stored answer: its kind (`right` or `wrong`), title, expected words and source."""
+
+    kind: str
+    title: str
+    says: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check did with one answer.
+
+    Attributes:
+        kind: `right` or `wrong`.
+        title: what the answer is called.
+        accepted: whether it got all points, with every seed.
+        caught: whether it lost points, with every seed.
+        named: whether the messages contain an expected word, with every seed.
+        problem: what is not as it should be, for an author; empty if the proof holds.
+    """
+
+    kind: str
+    title: str
+    accepted: bool = False
+    caught: bool = False
+    named: bool = False
+    problem: str = ""
+
+
+class _TimeUp(BaseException):
+    """Not an Exception, so that no case takes it for the answer's own."""
+
+
+def parse(path: Path) -> list[Snippet]:
+    """Read answers/<slug>.py.
+
+    Raises:
+        NotebookError: a header is not understood, or code stands before the first one.
+    """
+    before, *cells = re.split(r"^(?=# %%)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    if any(line and not line.startswith("#") for line in before.splitlines()):
+        raise NotebookError(f"{path}: code stands before the first `# %%` line; put it below one")
+    snippets = []
+    for cell in cells:
+        first, _, source = cell.partition("\n")
+        header = _HEADER.fullmatch(first)
+        if not header or header["kind"] not in MINIMUM or bool(header["says"]) != (header["kind"] == "wrong"):
+            raise NotebookError(f"{path}: {first!r} is not `# %% right: title` or `# %% wrong: title  [says: word]`")
+        words = tuple(word.strip() for word in (header["says"] or "").split("|") if word.strip())
+        snippets.append(Snippet(header["kind"], header["title"], words, source.strip("\n") + "\n"))
+    return snippets
+
+
+def prove(notebook: Path) -> dict[str, list[Outcome]]:
+    """Prove the checks of one unit.
+
+    Args:
+        notebook: a solved notebook, with its unit's files and `answers/` beside it.
+
+    Returns:
+        For each TODO that is answered with code, in order, what happened to its reference and to each of its
+        stored answers.
+
+    Raises:
+        NotebookError: the unit cannot be proven at all: a setup cell or reference answer does not run.
+    """
+    notebook = Path(notebook).resolve()
+    nb = anatomy.read(notebook)
+    answers = {answer.index: answer for answer in anatomy.answers(nb) if answer.kind == "code"}
+    outcomes: dict[str, list[Outcome]] = {}
+    if not answers:
+        return outcomes
+    with _inside(notebook.parent):
+        checks = find(importlib.import_module("checks"))
+        namespace: dict[str, Any] = {"__name__": "__main__"}
+        for index, cell in enumerate(nb.cells):
+            answer = answers.get(index)
+            if answer:
+                outcomes[answer.slug] = _prove_todo(answer, checks.get(answer.slug), namespace, notebook)
+            if answer or (anatomy.role(cell) == "setup" and cell.cell_type == "code"):
+                try:
+                    _execute(cell.source, f"<{notebook.name}: {cell.id}>", namespace)
+                except (Exception, _TimeUp) as error:
+                    raise NotebookError(
+                        f"{notebook}: the cell {cell.id} does not run: {_say(error)}. Mend it first"
+                    ) from error
+    return outcomes
+
+
+def shortages(outcomes: list[Outcome], minimum: dict[str, int] | None = None) -> list[str]:
+    """Return which kind of stored answer a TODO has too few of; its reference does not count."""
+    counts = {kind: sum(one.kind == kind for one in outcomes) for kind in MINIMUM}
+    counts["right"] -= 1
+    return [
+        f"stored {kind} answers: {counts[kind]}, needed: {least}"
+        for kind, least in (minimum or MINIMUM).items()
+        if counts[kind] < least
+    ]
+
+
+def _prove_todo(answer: Answer, check: Check | None, namespace: dict[str, Any], notebook: Path) -> list[Outcome]:
+    snippets = [Snippet("right", "the reference", (), answer.source)]
+    file = notebook.parent / "answers" / f"{answer.slug}.py"
+    if file.is_file():
+        snippets += parse(file)
+    if check is None:
+        return [Outcome(one.kind, one.title, problem=f"checks.py has no check {answer.slug!r}") for one in snippets]
+    return [_prove_one(snippet, answer, check, namespace) for snippet in snippets]
+
+
+def _prove_one(snippet: Snippet, answer: Answer, check: Check, namespace: dict[str, Any]) -> Outcome:
+    def outcome(problem: str, **found: bool) -> Outcome:
+        return Outcome(snippet.kind, snippet.title, problem=problem, **found)
+
+    messages = []
+    for seed in SEEDS:
+        scope = {name: value for name, value in namespace.items() if name != answer.name}
+        torch.manual_seed(seed)
+        try:
+            _execute(snippet.source, f"<{answer.slug}: {snippet.title}>", scope)
+        except (Exception, _TimeUp) as error:
+            return outcome(f"its code does not run: {_say(error)}")
+        if answer.name not in scope:
+            return outcome(f"it does not define {answer.name}")
+        try:
+            with _time_limit():
+                report = check.run(scope[answer.name], seed)
+        except (Exception, _TimeUp) as error:
+            messages.append(_say(error))
+            if isinstance(error, _TimeUp):
+                break
+            continue
+        if report.passed:
+            messages.append("")
+        else:
+            messages.append("\n".join(case.message for case in report.cases if not case.passed) or "still to do")
+    caught, accepted = all(messages), not any(messages)
+    named = caught and all(any(word.lower() in message.lower() for word in snippet.says) for message in messages)
+    problem = ""
+    if snippet.kind == "right" and not accepted:
+        problem = f"is refused: {next(filter(None, messages))}"
+    elif snippet.kind == "wrong" and not caught:
+        problem = "is accepted" if accepted else f"is accepted with some inputs (seeds {SEEDS})"
+    elif snippet.kind == "wrong" and not named:
+        problem = f"is caught, but no message says {' or '.join(snippet.says)!r}: {messages[0]}"
+    return outcome(problem, accepted=accepted, caught=caught, named=named)
+
+
+def _execute(source: str, name: str, namespace: dict[str, Any]) -> None:
+    """Run a cell in `namespace`; magics are left out."""
+    tree = anatomy.python(source)
+    code = compile(tree if tree is not None else source, name, "exec", dont_inherit=True)
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks
+    with _time_limit():
+        exec(code, namespace)
+
+
+def _say(error: BaseException) -> str:
+    return str(error) if isinstance(error, _TimeUp) else f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """End a block that runs too long; only where Python has timers, and in its main thread."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _TimeUp(f"did not end within {SECONDS:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, 1.0)  # again each second: an answer may catch the first
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Be in the unit's folder as its kernel would be: quiet, with one thread, and with its own `checks`."""
+    where, path, threads, bytecode = (
+        Path.cwd(),
+        list(sys.path),
+        torch.get_num_threads(),
+        sys.dont_write_bytecode,
+    )
+    hidden = {
+        name: sys.modules.pop(name) for name in [file.stem for file in folder.glob("*.py")] if name in sys.modules
+    }
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    importlib.invalidate_caches()
+    torch.set_num_threads(1)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", None) or "").startswith(f"{folder}{os.sep}"):
+                del sys.modules[name]
+        sys.modules.update(hidden)
+        os.chdir(where)
+        sys.path[:] = path
+        sys.dont_write_bytecode = bytecode
+        torch.set_num_threads(threads)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prove units and print a table; returns 0 if every proof holds."""
+    parser = argparse.ArgumentParser(prog="python -m common.grading.proofs", description=__doc__.split("\n")[0])
+    parser.add_argument("units", nargs="*", help="folders of units, such as phase2_transformers/lab1_attention")
+    parser.add_argument("--folder", type=Path, help="solved units that can be run (default: made from solutions/)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as tmp:
+        try:
+            folder = options.folder
+            if folder is None:
+                folder = branch.preview(course.find_root(), Path(tmp) / "solutions")
+            return _prove_all(folder, [unit.strip("/") for unit in options.units])
+        except NotebookError as error:
+            print(error, file=sys.stderr)
+            return 1
+
+
+def _prove_all(folder: Path, units: list[str]) -> int:
+    found = {path: path.parent.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.ipynb"))}
+    unknown = set(units) - set(found.values())
+    if unknown:
+        raise NotebookError(f"no solved notebook in {', '.join(sorted(unknown))}; there is {sorted(found.values())}")
+    problems = []
+    for notebook, unit in found.items():
+        if units and unit not in units:
+            continue
+        print(f"{unit}\n{'':40}{'right accepted':>16}{'wrong caught':>16}{'mistake named':>16}")
+        for slug, outcomes in prove(notebook).items():
+            right = [one.accepted for one in outcomes if one.kind == "right"]
+            wrong = [one for one in outcomes if one.kind == "wrong"]
+            columns = (right, [one.caught for one in wrong], [one.named for one in wrong])
+            print(f"  {slug:38}" + "".join(f"{f'{sum(c)} of {len(c)}':>16}" for c in columns))
+            problems += [f"{slug}: {one.kind} answer {one.title!r} {one.problem}" for one in outcomes if one.problem]
+            problems += [f"{slug}: {shortage}" for shortage in shortages(outcomes)]
+    print("\n".join(["", *problems] if problems else ["Every proof holds."]))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
