@@ -1,0 +1,235 @@
+"""Cases: every one runs, points add up, and a message names the property that is wrong."""
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from common.checks import CheckFailed, ModuleAnswer, check, find, progress
+from common.checks.core import Check
+
+
+def failing(function, answer, seed=0):
+    """Run `function(answer, case)` as the one case of a check and return its message, "" if it passed."""
+
+    @check("some-slug", points=1)
+    def one(answer, case):
+        with case("a property", points=1, hint="a hint"):
+            function(answer, case)
+
+    return one.run(answer, seed).cases[0].message
+
+
+@check("double", points=6)
+def double(answer, case):
+    with case("twice a number", points=1, hint="2 x"):
+        case.equal(answer(3), 6)
+    with case("twice a tensor", points=3, hint="2 x"):
+        x = case.randn(4)
+        case.close(answer(x), 2 * x, mistakes={"that is the square": x**2})
+    with case("keeps the dtype", points=2, hint="no float()"):
+        case.dtype(answer(case.randn(2, dtype=torch.float64)), torch.float64)
+
+
+def test_a_right_answer_earns_everything_and_prints_always_the_same(capsys):
+    double(lambda x: x + x)
+    first = capsys.readouterr().out
+    double(lambda x: 2 * x)
+    assert capsys.readouterr().out == first
+    assert first.startswith("double: 6 of 6 points\n  ✓ twice a number (1/1)\n")
+
+
+def test_every_case_runs_whatever_failed_before():
+    def answer(x):
+        if isinstance(x, int):
+            raise RuntimeError("numbers are beneath me")
+        return (2 * x).float()
+
+    report = double.run(answer)
+    assert [case.points for case in report.cases] == [0, 3, 0]
+    assert report.points == 3
+    assert "numbers are beneath me" in report.cases[0].message
+    assert "line" in report.cases[0].message
+    assert "raise RuntimeError" in report.cases[0].message
+    assert "float32" in report.cases[2].message
+    assert "float64" in report.cases[2].message
+
+
+def test_a_known_mistake_is_named():
+    report = double.run(lambda x: x**2)
+    assert report.cases[1].message == "that is the square"
+
+
+def test_a_stub_is_still_to_do():
+    def answer(x):
+        raise NotImplementedError("double")
+
+    report = double.run(answer)
+    assert report.todo
+    assert report.points == 0
+    with pytest.raises(CheckFailed, match="Still to do"):
+        double(answer)
+
+
+def test_the_stub_of_another_answer_is_no_stub():
+    def answer(x):
+        raise NotImplementedError("triple")
+
+    report = double.run(answer)
+    assert not report.todo
+    assert "needs your answer to triple" in report.cases[0].message
+
+
+def test_an_answer_that_exits_fails_and_no_more():
+    report = double.run(lambda x: exit(3))
+    assert len(report.cases) == 3
+    assert report.points == 0
+
+
+def test_an_interrupt_is_not_swallowed():
+    def answer(x):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        double.run(answer)
+
+
+def test_points_that_do_not_add_up_are_an_authors_error():
+    @check("short", points=2)
+    def short(answer, case):
+        with case("one", points=1, hint=""):
+            pass
+
+    with pytest.raises(ValueError, match="do not add up"):
+        short.run(None)
+
+
+def test_a_check_that_fails_outside_a_case_invents_no_points():
+    @check("outside", points=3)
+    def outside(answer, case):
+        with case("one", points=1, hint=""):
+            pass
+        answer()
+        with case("two", points=2, hint=""):
+            pass
+
+    report = outside.run(lambda: 1 / 0)
+    assert (report.points, report.out_of) == (1, 3)
+    assert "ZeroDivisionError" in report.cases[-1].message
+
+
+def test_the_seed_alone_decides_the_inputs():
+    seen = []
+
+    def look(answer, case):
+        seen.append((case.randn(3), torch.rand(3), int(case.randint(0, 1000))))
+
+    for seed in (0, 0, 1):
+        failing(look, None, seed)
+    assert torch.equal(seen[0][0], seen[1][0])
+    assert torch.equal(seen[0][1], seen[1][1])
+    assert seen[0][2] == seen[1][2]
+    assert not torch.equal(seen[0][0], seen[2][0])
+
+
+def test_a_case_does_not_disturb_the_global_generator():
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    failing(lambda answer, case: torch.rand(7), None)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize(
+    ("actual", "words"),
+    [
+        (None, "return statement missing"),
+        ([1.0, 2.0], "a list"),
+        (torch.zeros(3, 2), "shape (3, 2), expected (2, 3)"),
+        (torch.full((2, 3), torch.nan), "NaN"),
+        (torch.full((2, 3), torch.inf), "infinity"),
+        (3 * torch.arange(6.0).view(2, 3), "3 times"),
+        (-torch.arange(6.0).view(2, 3), "-1 times"),
+        (torch.arange(6.0).view(2, 3) + torch.tensor([0, 0, 1.0]), "2 of 6 values are off"),
+    ],
+)
+def test_close_says_what_is_wrong(actual, words):
+    message = failing(lambda answer, case: case.close(actual, torch.arange(6.0).view(2, 3)), None)
+    assert words in message
+
+
+def test_close_sees_exchanged_axes():
+    square = torch.arange(9.0).view(3, 3)
+    assert "axes -2 and -1 exchanged" in failing(lambda answer, case: case.close(square.T, square), None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_tolerance_follows_the_dtype(dtype):
+    exact = torch.linspace(1, 2, 7, dtype=torch.float64)
+    eps = torch.finfo(dtype).eps
+    assert not failing(lambda answer, case: case.close(exact.to(dtype), exact.to(dtype) * (1 + eps)), None)
+    assert failing(lambda answer, case: case.close(exact.to(dtype), exact.to(dtype) * 1.2), None)
+
+
+def test_parts_unpacks_or_explains():
+    x = torch.zeros(2)
+    assert "one tensor, expected a tuple (a, b)" in failing(lambda answer, case: case.parts(x, "a", "b"), None)
+    assert "3 parts" in failing(lambda answer, case: case.parts((x, x, x), "a", "b"), None)
+    assert "return statement" in failing(lambda answer, case: case.parts(None, "a", "b"), None)
+    assert not failing(lambda answer, case: case.parts((x, x), "a", "b"), None)
+
+
+def test_an_answer_gets_copies_and_a_change_in_place_is_found():
+    def answer(x):
+        x *= 2
+        return x
+
+    def look(answer, case):
+        x = case.randn(3)
+        before = x.clone()
+        answer(x)
+        assert torch.equal(x, before)
+        case.unchanged(answer, x)
+
+    assert "argument number 1 in place" in failing(look, answer)
+    assert not failing(look, lambda x: 2 * x)
+
+
+def test_gradients_or_the_reason_why_there_are_none():
+    def look(answer, case):
+        (found,) = answer.gradients(torch.tensor([3.0]), upstream=torch.tensor([2.0]))
+        case.close(found, torch.tensor([12.0]))
+
+    assert not failing(look, lambda x: x**2)
+    assert "detached" in failing(look, lambda x: x.detach() ** 2)
+    assert "detached" in failing(look, lambda x: torch.tensor(float(x) ** 2))
+
+
+def test_a_module_is_reached_by_values_alone():
+    def look(answer, case):
+        built = answer(3)
+        case.true(isinstance(built, ModuleAnswer), "no module")
+        built.load_state_dict({"weight": torch.eye(3), "bias": torch.ones(3)})
+        x = case.randn(2, 3)
+        case.close(built(x), x + 1)
+        parameters = built.parameters()
+        parameters["bias"] += 5  # a copy: the module keeps its own
+        case.close(built(x), x + 1)
+        gradients = built.parameter_gradients(x, upstream=torch.ones(2, 3))
+        case.close(gradients["bias"], torch.full((3,), 2.0))
+
+    assert not failing(look, lambda n: nn.Linear(n, n))
+
+
+def test_find_and_progress(capsys):
+    module = ModuleType("checks")
+    module.double, module.other = double, Check("other", 4, lambda answer, case: None)
+    assert list(find(module)) == ["double", "other"]
+    double(lambda x: 2 * x)
+    capsys.readouterr()
+    progress(module)
+    out = capsys.readouterr().out
+    assert "6 of 6" in out
+    assert "6 of 10 points" in out
+    assert "Next: other" in out
