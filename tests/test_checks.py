@@ -78,7 +78,29 @@ def test_the_stub_of_another_answer_is_no_stub():
 
     report = double.run(answer)
     assert not report.todo
-    assert "needs your answer to triple" in report.cases[0].message
+    assert "triple is still to do" in report.cases[0].message
+
+
+def test_torchs_own_not_implemented_error_is_no_stub():
+    def answer(x):
+        raise NotImplementedError("\"bitwise_and_cpu\" not implemented for 'Float'")
+
+    report = double.run(answer)
+    assert not report.todo
+    assert "bitwise_and_cpu" in report.cases[0].message
+
+
+def test_an_answer_that_is_half_done_keeps_its_points():
+    def answer(x):
+        if isinstance(x, int):
+            return 2 * x
+        raise NotImplementedError("double")
+
+    report = double.run(answer)
+    assert not report.todo
+    assert report.points == 1
+    assert "stands in `answer`" in report.cases[1].message
+    assert "the same as for: twice a tensor" in report.text()
 
 
 def test_an_answer_that_exits_fails_and_no_more():
@@ -151,6 +173,7 @@ def test_a_case_does_not_disturb_the_global_generator():
         (torch.full((2, 3), torch.inf), "infinity"),
         (3 * torch.arange(6.0).view(2, 3), "3 times"),
         (-torch.arange(6.0).view(2, 3), "-1 times"),
+        (torch.zeros(2, 3), "5 of 6 values are off; the largest difference is at [1, 2]: 0 instead of 5"),
         (torch.arange(6.0).view(2, 3) + torch.tensor([0, 0, 1.0]), "2 of 6 values are off"),
     ],
 )
@@ -210,7 +233,7 @@ def test_a_module_is_reached_by_values_alone():
     def look(answer, case):
         built = answer(3)
         case.true(isinstance(built, ModuleAnswer), "no module")
-        built.load_state_dict({"weight": torch.eye(3), "bias": torch.ones(3)})
+        built.set_parameters({"weight": torch.eye(3), "bias": torch.ones(3)})
         x = case.randn(2, 3)
         case.close(built(x), x + 1)
         parameters = built.parameters()

@@ -80,6 +80,18 @@ class ModuleAnswer(Answer):
         """Load a state; raises as `nn.Module.load_state_dict` does when names or shapes do not fit."""
         self._target.load_state_dict(_copy(dict(state)))
 
+    def set_parameters(self, values: Mapping[str, Tensor]) -> None:
+        """Overwrite the parameters of these names; buffers and all others stay as they are.
+
+        Raises:
+            KeyError: when there is no parameter of a name.
+            RuntimeError: when a shape does not fit.
+        """
+        parameters = dict(self._target.named_parameters())
+        with torch.no_grad():
+            for name, value in values.items():
+                parameters[name].copy_(value)
+
     def train(self, mode: bool = True) -> ModuleAnswer:
         """Switch to training mode, or with `mode=False` to evaluation mode."""
         self._target.train(mode)

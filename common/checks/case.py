@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +27,21 @@ class Failure(Exception):
     """What a case found wrong, in words for the student."""
 
 
+class KnownMistake(Failure):
+    """A failure whose cause is certain; the case's hint would only lead astray."""
+
+
 class AnswerIsStub(Exception):
     """The answer is still the stub that the student was given."""
+
+
+def stub_of(error: BaseException) -> str | None:
+    """Return the slug of the answer whose stub raised `error`; None for any other error."""
+    if isinstance(error, NotImplementedError) and len(error.args) == 1:
+        slug = error.args[0]
+        if isinstance(slug, str) and re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", slug):
+            return slug
+    return None
 
 
 class Case:
@@ -49,19 +63,25 @@ class Case:
         Args:
             name: the property that is tested, as a phrase that is true of a right answer.
             points: what the case gives when nothing in the block fails.
-            hint: what to look at when it fails; shown to the student, never the answer itself.
+            hint: what to look at when it fails; shown to the student, never the answer itself. Left out when
+                the mistake is known.
         """
         message = ""
+        shown_hint = hint
         with torch.random.fork_rng(devices=[]):
             self._reseed(name)
             try:
                 yield
             except (Exception, SystemExit) as error:  # an answer that calls exit() fails, nothing more
-                if isinstance(error, NotImplementedError) and error.args[:1] == (self._slug,):
+                if stub_of(error) == self._slug and not any(result.passed for result in self.results):
                     raise AnswerIsStub from None
                 message = explain(error)
-        passed = not message
-        self.results.append(CaseResult(name, points if passed else 0, points, passed, message, "" if passed else hint))
+                if isinstance(error, KnownMistake):
+                    shown_hint = ""
+        if message:
+            self.results.append(CaseResult(name, 0, points, False, message, shown_hint))
+        else:
+            self.results.append(CaseResult(name, points, points, True))
 
     def _reseed(self, name: str) -> None:
         seed = zlib.crc32(f"{self._seed}/{self._slug}/{name}".encode())
@@ -105,7 +125,7 @@ class Case:
             return
         for sentence, wrong in (mistakes or {}).items():
             if _matches(actual, wrong):
-                raise Failure(sentence)
+                raise KnownMistake(sentence)
         self.shape(actual, tuple(expected.shape), what=what)
         raise Failure(f"{what}: {_difference(actual, expected)}")
 
@@ -118,14 +138,14 @@ class Case:
                 return
             for sentence, wrong in (mistakes or {}).items():
                 if actual == wrong:
-                    raise Failure(sentence)
+                    raise KnownMistake(sentence)
             raise Failure(f"{what} is {_short(actual)}, which is not right")
         actual = _tensor(actual, what)
         if actual.shape == expected.shape and bool((actual.cpu() == expected).all()):
             return
         for sentence, wrong in (mistakes or {}).items():
             if _matches(actual, wrong):
-                raise Failure(sentence)
+                raise KnownMistake(sentence)
         self.shape(actual, tuple(expected.shape), what=what)
         off = (actual.cpu() != expected).nonzero()
         raise Failure(f"{what}: {len(off)} of {expected.numel()} entries are wrong, the first at {off[0].tolist()}")
@@ -199,8 +219,9 @@ def explain(error: BaseException) -> str:
             "the result is detached from the graph: no gradient flows back to the inputs or parameters. "
             "Look for .detach(), .data, .item(), .numpy(), torch.no_grad() or torch.tensor(...) around a tensor"
         )
-    if isinstance(error, NotImplementedError) and error.args:
-        return f"this needs your answer to {error.args[0]}, which is still to do"
+    if slug := stub_of(error):
+        where = traceback.extract_tb(error.__traceback__)[-1].name
+        return f"{slug} is still to do: the line `raise NotImplementedError(...)` stands in `{where}`"
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
     here = str(Path(__file__).parent)
     frames = [
@@ -259,10 +280,8 @@ def _difference(actual: Tensor, expected: Tensor) -> str:
 
 def _pattern(got: Tensor, want: Tensor) -> str:
     """Name a simple relation between two tensors that differ, if there is one."""
-    large = want.abs() > 1e-3 * want.abs().max()
-    ratio = got[large] / want[large]
-    if ratio.numel() > 1 and (ratio - ratio.mean()).abs().max() < 1e-4 * ratio.mean().abs() + 1e-9:
-        factor = ratio.mean().item()
+    factor = ((got * want).sum() / (want * want).sum()).item()  # least squares; NaN where all of `want` is 0
+    if want.numel() > 1 and factor and torch.allclose(got, factor * want, rtol=0, atol=1e-4 * got.abs().max().item()):
         return f". Every value is {factor:.4g} times the expected one"
     for a in range(got.ndim):
         for b in range(a + 1, got.ndim):

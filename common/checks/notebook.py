@@ -11,6 +11,8 @@ import linecache
 from types import TracebackType
 from typing import Any
 
+from common.checks.case import stub_of
+
 _waiting: dict[str, str] = {}  # a name that a waiting cell would have defined -> the slug it waits for
 
 
@@ -43,15 +45,9 @@ def _show(
 
 
 def _waits_for(error: BaseException) -> str | None:
-    if isinstance(error, NotImplementedError) and len(error.args) == 1 and _is_slug(error.args[0]):
-        return error.args[0]
     if isinstance(error, NameError):
         return _waiting.get(error.name or "")
-    return None
-
-
-def _is_slug(text: Any) -> bool:
-    return isinstance(text, str) and text.replace("-", "").isalnum() and text == text.lower()
+    return stub_of(error)
 
 
 def _defined_names(source: str) -> set[str]:

@@ -54,16 +54,16 @@ class Report:
         paint = _paint if colour else _plain
         head = f"{self.slug}: {self.points:g} of {self.out_of:g} points"
         if self.todo:
-            return paint(
-                f"{head}. Still to do: write your answer in the TODO cell above, run it, then run this cell.",
-                YELLOW,
-            )
+            advice = "replace `raise NotImplementedError(...)` in the TODO cell above, run it, then run this cell"
+            return paint(f"{head}. Still to do: {advice}.", YELLOW)
         lines = [paint(head, GREEN if self.passed else RED)]
+        seen: dict[str, str] = {}  # a message -> the case that gave it first
         for case in self.cases:
             mark, colour_code = ("✓", GREEN) if case.passed else ("✗", RED)
             lines.append(f"  {paint(mark, colour_code)} {case.name} ({case.points:g}/{case.out_of:g})")
             if not case.passed:
-                lines += _indented(case.message)
+                first = seen.setdefault(case.message, case.name)
+                lines += _indented(case.message if first == case.name else f"the same as for: {first}")
                 if case.hint:
                     lines += _indented(f"hint: {case.hint}", lambda line: paint(line, DIM))
         return "\n".join(lines)
