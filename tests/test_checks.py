@@ -233,7 +233,7 @@ def test_a_module_is_reached_by_values_alone():
     def look(answer, case):
         built = answer(3)
         case.true(isinstance(built, ModuleAnswer), "no module")
-        built.set_parameters({"weight": torch.eye(3), "bias": torch.ones(3)})
+        built.load_state_dict({"weight": torch.eye(3), "bias": torch.ones(3)})
         x = case.randn(2, 3)
         case.close(built(x), x + 1)
         parameters = built.parameters()

@@ -72,25 +72,17 @@ class ModuleAnswer(Answer):
         """Return copies of the learned parameters by name; a parameter that is shared appears once."""
         return {name: parameter.detach().clone() for name, parameter in self._target.named_parameters()}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return a copy of the module's state."""
-        return {name: value.detach().clone() for name, value in self._target.state_dict().items()}
-
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load a state; raises as `nn.Module.load_state_dict` does when names or shapes do not fit."""
-        self._target.load_state_dict(_copy(dict(state)))
-
-    def set_parameters(self, values: Mapping[str, Tensor]) -> None:
-        """Overwrite the parameters of these names; buffers and all others stay as they are.
+        """Overwrite the parameters and buffers of these names; all others stay as they are.
 
         Raises:
-            KeyError: when there is no parameter of a name.
+            KeyError: when there is no parameter or buffer of a name.
             RuntimeError: when a shape does not fit.
         """
-        parameters = dict(self._target.named_parameters())
+        own = dict(self._target.named_parameters()) | dict(self._target.named_buffers())
         with torch.no_grad():
-            for name, value in values.items():
-                parameters[name].copy_(value)
+            for name, value in state.items():
+                own[name].copy_(value)
 
     def train(self, mode: bool = True) -> ModuleAnswer:
         """Switch to training mode, or with `mode=False` to evaluation mode."""

@@ -233,9 +233,12 @@ def explain(error: BaseException) -> str:
     ]
     if not frames:
         return text
-    frame = frames[-1]
-    source = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
-    return f"{text}\nin line {frame.lineno} of {frame.name}" + (f": {source}" if source else "")
+    lines, verb = [text], "in"
+    for frame in reversed(frames[-3:]):  # the innermost first: it may be an earlier answer, called with wrong sizes
+        source = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+        lines.append(f"{verb} line {frame.lineno} of {frame.name}" + (f": {source}" if source else ""))
+        verb = "called in"
+    return "\n".join(lines)
 
 
 def _tensor(value: Any, what: str) -> Tensor:
