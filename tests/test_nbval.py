@@ -21,8 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = [path.relative_to(ROOT) for path in branch.unit_notebooks(ROOT)]
 PARALLEL = ("-n", "2", "--dist", "loadscope")
 
-needs_notebooks = pytest.mark.skipif(not NOTEBOOKS, reason="NO UNIT HAS A NOTEBOOK YET")
-
 
 def nbval(folder, *options):
     """Run `pytest --nbval` on a folder; return what it printed and, for each notebook, {cell: failure}."""
@@ -76,14 +74,12 @@ def untouched(tmp_path_factory):
     return folder
 
 
-@needs_notebooks
 def test_solved_notebooks_pass(solved):
     output, failures = nbval(solved, *PARALLEL)
     assert set(failures) >= set(NOTEBOOKS)
     assert not any(failures.values()), output
 
 
-@needs_notebooks
 @pytest.mark.parametrize("options", [(), PARALLEL], ids=["one process", "parallel"])
 def test_untouched_notebooks_say_what_is_to_do(untouched, options):
     output, failures = nbval(untouched, *options)

@@ -5,6 +5,7 @@ import pytest
 from notebook_factory import course_notebook, text
 
 from common import course
+from common.grading import proofs
 from common.notebooks import anatomy, normal, rules, scaffold
 from common.notebooks.__main__ import main
 from common.notebooks.anatomy import NotebookError
@@ -53,7 +54,6 @@ def test_a_listed_unit_needs_no_title(root):
 
 
 def test_checks_solution_and_stored_answers_fit_together(made, capsys):
-    proofs = pytest.importorskip("common.grading.proofs")
     unit, solved = made / UNIT, made / "solutions" / UNIT
     nb = anatomy.read(solved / "lab2_new.ipynb")
     assert not any(answer.is_stub for answer in anatomy.answers(nb))
