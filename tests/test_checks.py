@@ -81,6 +81,19 @@ def test_the_stub_of_another_answer_is_no_stub():
     assert "triple is still to do" in report.cases[0].message
 
 
+def test_an_error_about_sizes_tells_the_sizes_and_the_way_to_it():
+    def inner(a, b):
+        return a @ b
+
+    def outer(a, b):
+        return inner(a, b)
+
+    message = failing(lambda answer, case: answer(torch.zeros(2, 3), torch.zeros(2, 4)), outer)
+    assert "(called with a (2, 3), b (2, 4))" in message
+    assert message.index("in line") < message.index("of inner") < message.index("called in line")
+    assert "of outer: return inner(a, b)" in message
+
+
 def test_torchs_own_not_implemented_error_is_no_stub():
     def answer(x):
         raise NotImplementedError("\"bitwise_and_cpu\" not implemented for 'Float'")

@@ -9,6 +9,7 @@ A grader that runs answers in another process gives the cases objects with these
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,13 +30,13 @@ class Answer:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the answer with copies of the arguments; a module that comes back is a `ModuleAnswer`."""
-        result = self._target(*_copy(args), **_copy(kwargs))
+        result = self._run(*_copy(args), **_copy(kwargs))
         return ModuleAnswer(result) if isinstance(result, nn.Module) else result
 
     def inputs_after(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call the answer and return its positional arguments as the call left them."""
         args = _copy(args)
-        self._target(*args, **_copy(kwargs))
+        self._run(*args, **_copy(kwargs))
         return args
 
     def gradients(self, *args: Any, output: int | None = None, upstream: Tensor, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -50,7 +51,24 @@ class Answer:
         """
         args = _copy(args)
         leaves = [arg.requires_grad_() for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
-        return self._gradients(self._target(*args, **_copy(kwargs)), output, upstream, leaves)
+        return self._gradients(self._run(*args, **_copy(kwargs)), output, upstream, leaves)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self._target(*args, **kwargs)
+        except Exception as error:
+            if shapes := self._shapes(args, kwargs):
+                error.add_note(f"called with {shapes}")
+            raise
+
+    def _shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Return the names and shapes of the tensors in a call, for a message; "" when there are none."""
+        function = self._target.forward if isinstance(self._target, nn.Module) else self._target
+        try:
+            given = inspect.signature(function).bind(*args, **kwargs).arguments
+        except (TypeError, ValueError):  # the call does not fit, which is what the error says
+            return ""
+        return ", ".join(f"{name} {tuple(value.shape)}" for name, value in given.items() if isinstance(value, Tensor))
 
     @staticmethod
     def _gradients(result: Any, output: int | None, upstream: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
@@ -97,7 +115,7 @@ class ModuleAnswer(Answer):
         self, *args: Any, output: int | None = None, upstream: Tensor, **kwargs: Any
     ) -> dict[str, Tensor | None]:
         """Return the gradient of `sum(output * upstream)` for every parameter, None where none arrives."""
-        result = self._target(*_copy(args), **_copy(kwargs))
+        result = self._run(*_copy(args), **_copy(kwargs))
         result = result if output is None else result[output]
         if not isinstance(result, Tensor) or not result.requires_grad:
             raise Detached

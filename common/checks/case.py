@@ -223,6 +223,10 @@ def explain(error: BaseException) -> str:
         where = traceback.extract_tb(error.__traceback__)[-1].name
         return f"{slug} is still to do: the line `raise NotImplementedError(...)` stands in `{where}`"
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
+    if isinstance(error, (RuntimeError, IndexError, ValueError)):  # what torch raises when sizes do not fit
+        text += "".join(f" ({note})" for note in getattr(error, "__notes__", [])[-1:])
+        if "dtype" in text and "Bool" in text:
+            text += " (is a mask of booleans passed where a sequence belongs?)"
     here = str(Path(__file__).parent)
     frames = [
         frame

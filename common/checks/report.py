@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
@@ -62,7 +63,8 @@ class Report:
             mark, colour_code = ("✓", GREEN) if case.passed else ("✗", RED)
             lines.append(f"  {paint(mark, colour_code)} {case.name} ({case.points:g}/{case.out_of:g})")
             if not case.passed:
-                first = seen.setdefault(case.message, case.name)
+                kind = re.sub(r" \(called with .*\)", "", case.message)
+                first = seen.setdefault(kind, case.name)
                 lines += _indented(case.message if first == case.name else f"the same as for: {first}")
                 if case.hint:
                     lines += _indented(f"hint: {case.hint}", lambda line: paint(line, DIM))
