@@ -208,7 +208,9 @@ def _describe(error: BaseException) -> str:
         text = type(error).__name__
     if isinstance(error, SyntaxError):
         where = f", line {error.lineno}: {error.text.strip()}" if error.lineno and error.text else ""
-        return f"{type(error).__name__}: {error.msg}{where}"
+        kind = type(error).__name__
+        kind = "SyntaxError" if kind.startswith("_") else kind  # Python 3.13 has a private one for cells cut short
+        return f"{kind}: {error.msg}{where}"
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame for frame in frames if "<ipython-input-" in frame.filename]
     if not lines:
