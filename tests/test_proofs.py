@@ -168,6 +168,11 @@ def test_a_todo_without_a_check(unit):
     assert "has no check 'double'" in proofs.prove(unit)["double"][0].problem
 
 
+def test_a_check_and_a_todo_line_that_disagree_about_points(unit):
+    unit.write_text(unit.read_text().replace("TODO double  (3 points", "TODO double  (4 points"))
+    assert "its check gives 3 points, its TODO line says 4" in proofs.prove(unit)["double"][0].problem
+
+
 def test_a_setup_cell_that_fails(unit):
     (unit.parent / "helper.py").write_text("")
     with pytest.raises(NotebookError, match=r"the cell s does not run: AttributeError"):

@@ -155,6 +155,9 @@ def _prove_todo(answer: Answer, check: Check | None, namespace: dict[str, Any], 
         snippets += parse(file)
     if check is None:
         return [Outcome(one.kind, one.title, problem=f"checks.py has no check {answer.slug!r}") for one in snippets]
+    if check.points != answer.points:
+        problem = f"cannot be scored: its check gives {check.points:g} points, its TODO line says {answer.points}"
+        return [Outcome(one.kind, one.title, problem=problem) for one in snippets]
     return [_prove_one(snippet, answer, check, namespace) for snippet in snippets]
 
 
