@@ -20,7 +20,7 @@ A case meets the answer only by calling it with plain tensors and numbers, and l
 
 from common.checks import notebook
 from common.checks.answer import Answer, ModuleAnswer
-from common.checks.case import Case
+from common.checks.case import Case, alike
 from common.checks.core import Check, check, find
 from common.checks.report import CaseResult, CheckFailed, Report, progress
 
@@ -32,6 +32,7 @@ __all__ = [
     "CheckFailed",
     "ModuleAnswer",
     "Report",
+    "alike",
     "check",
     "find",
     "progress",

@@ -121,11 +121,9 @@ class Case:
             Failure: that names the mistake, or the property that is wrong and where.
         """
         actual = _tensor(actual, what)
-        if actual.shape == expected.shape and _agree(actual, expected):
+        if alike(actual, expected):
             return
-        for sentence, wrong in (mistakes or {}).items():
-            if _matches(actual, wrong):
-                raise KnownMistake(sentence)
+        _raise_known(actual, mistakes)
         self.shape(actual, tuple(expected.shape), what=what)
         raise Failure(f"{what}: {_difference(actual, expected)}")
 
@@ -143,9 +141,7 @@ class Case:
         actual = _tensor(actual, what)
         if actual.shape == expected.shape and bool((actual.cpu() == expected).all()):
             return
-        for sentence, wrong in (mistakes or {}).items():
-            if _matches(actual, wrong):
-                raise KnownMistake(sentence)
+        _raise_known(actual, mistakes)
         self.shape(actual, tuple(expected.shape), what=what)
         off = (actual.cpu() != expected).nonzero()
         raise Failure(f"{what}: {len(off)} of {expected.numel()} entries are wrong, the first at {off[0].tolist()}")
@@ -251,23 +247,27 @@ def _tensor(value: Any, what: str) -> Tensor:
     return value.detach()
 
 
-def _agree(actual: Tensor, expected: Tensor) -> bool:
+def alike(actual: Tensor, expected: Tensor) -> bool:
+    """Return whether two tensors have the same shape and, up to rounding, the same values."""
+    if actual.shape != expected.shape:
+        return False
     if not expected.is_floating_point() or not actual.is_floating_point():
         return bool((actual.cpu() == expected.cpu()).all())
     coarser = max(TOLERANCE.get(actual.dtype, 1e-5), TOLERANCE.get(expected.dtype, 1e-5))
     wide = expected.detach().cpu().double()
     size = wide[wide.isfinite()].abs().max().item() if wide.isfinite().any() else 1.0
-    return torch.allclose(actual.cpu().double(), wide, rtol=0, atol=coarser * max(1.0, size))
+    return torch.allclose(actual.detach().cpu().double(), wide, rtol=0, atol=coarser * max(1.0, size))
 
 
-def _matches(actual: Tensor, wrong: Tensor | Callable[[], Any]) -> bool:
-    try:
-        candidate = wrong if isinstance(wrong, Tensor) else wrong()
-        if isinstance(candidate, bool):
-            return candidate
-        return actual.shape == candidate.shape and _agree(actual, candidate)
-    except Exception:  # the mistake cannot be made with these shapes
-        return False
+def _raise_known(actual: Tensor, mistakes: Mistakes | None) -> None:
+    for sentence, wrong in (mistakes or {}).items():
+        try:
+            made = wrong if isinstance(wrong, Tensor) else wrong()
+            known = made if isinstance(made, bool) else alike(actual, made)
+        except Exception:  # the mistake cannot be made with these shapes
+            continue
+        if known:
+            raise KnownMistake(sentence)
 
 
 def _difference(actual: Tensor, expected: Tensor) -> str:

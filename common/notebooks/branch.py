@@ -26,7 +26,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 
 from common import course
-from common.notebooks import anatomy, graft, normal
+from common.notebooks import anatomy, git, graft, normal
 from common.notebooks.anatomy import NotebookError
 
 REF = "refs/heads/solutions"
@@ -36,19 +36,6 @@ MANIFEST = ".manifest"
 
 # Folders that running a notebook leaves behind; never part of a unit.
 _LEFT_BEHIND = {"__pycache__", "runs", "data"}
-# What would point git at another repository than the one in the folder it is run in.
-_ELSEWHERE = {
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_COMMON_DIR",
-    "GIT_NAMESPACE",
-    "GIT_PREFIX",
-    "GIT_SHALLOW_FILE",
-}
-
 Say = Callable[[str], None]
 
 
@@ -618,20 +605,7 @@ def _write_bundle(root: Path, commit: str) -> None:
 def _run(
     *args: str, cwd: Path, input: bytes | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run git in `cwd`, never in a repository around it, and in English."""
-    clean = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
-    clean |= {"GIT_CEILING_DIRECTORIES": str(cwd.parent), "LC_ALL": "C"} | (env or {})
-    try:
-        return subprocess.run(
-            ["git", "-c", "safe.bareRepository=all", *args],
-            cwd=cwd,
-            input=input,
-            env=clean,
-            capture_output=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise NotebookError("git is not installed: install it and run the same command again") from None
+    return git.run(*args, cwd=cwd, input=input, env=env, advice=": install it and run the same command again")
 
 
 def _git(*args: str, cwd: Path, input: bytes | None = None, env: dict[str, str] | None = None) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath
 
-from common.notebooks import anatomy, graft, normal
+from common.notebooks import anatomy, git, graft, normal, rules
 from common.notebooks.anatomy import NotebookError
 
 Say = Callable[[str], None]
@@ -23,9 +23,6 @@ Reader = Callable[[str], bytes | None]
 
 # What a folder with a course may hold that is not the course's.
 _NOT_COURSE = {".git", ".venv", ".ipynb_checkpoints", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
-_GENERATED = {"solutions", "submissions", "grades", "data", "runs"}
-# Set inside git hooks: they would point git at another repository than the one in its folder.
-_ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX"}
 _OTHER_WAY = "Or download the newer course, unpack it, and run `make update NEW=<that folder>`."
 
 
@@ -182,7 +179,7 @@ def _from_folder(root: Path, new: Path) -> _Change:
     for place, inside, names in os.walk(folder):
         inside[:] = [name for name in inside if name not in _NOT_COURSE and not name.endswith(".egg-info")]
         if Path(place) == folder:
-            inside[:] = [name for name in inside if name not in _GENERATED]
+            inside[:] = [name for name in inside if name not in rules.GENERATED]
         paths += [Path(place, name).relative_to(folder).as_posix() for name in names]
     return _Change(
         sorted(paths),
@@ -303,15 +300,4 @@ def _text(
 def _git(
     root: Path, *args: str, env: dict[str, str] | None = None, input: bytes | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    inherited = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
-    try:
-        return subprocess.run(
-            ["git", "-c", "core.quotePath=false", *args],
-            cwd=root,
-            env={**inherited, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", **(env or {})},
-            input=input,
-            capture_output=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise NotebookError(f"git is not installed. {_OTHER_WAY}") from None
+    return git.run(*args, cwd=root, env=env, input=input, advice=f". {_OTHER_WAY}")

@@ -9,20 +9,15 @@ computed, under the sentence that a student reads when the answer equals it.
 
 import itertools
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.checks import check
+from common.checks import Answer, alike, check
 
 PER_KEY = "softmax over the last axis of the scores: the keys. Each query then has weights that sum to 1."
-
-
-def alike(a, b):
-    """Return whether two tensors have the same shape and, up to rounding, the same values."""
-    a, b = a.detach().double(), b.detach().double()
-    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
 
 
 def made_by(result, mistakes):
@@ -222,8 +217,7 @@ def scaled_dot_product_attention(answer, case):
         upstream = case.randn(2, 4, 8)
         case.close(pair(*inputs)[0], F.scaled_dot_product_attention(*inputs), mistakes=NO_GRADIENT_YET)
         found = answer.gradients(*inputs, output=0, upstream=upstream)
-        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-        expected = torch.autograd.grad((F.scaled_dot_product_attention(*leaves) * upstream).sum(), leaves)
+        expected = Answer(F.scaled_dot_product_attention).gradients(*inputs, upstream=upstream)
         for name, ours, theirs in zip("qkv", found, expected, strict=True):
             case.close(ours, theirs, what=f"the gradient for {name}")
     with case("the inputs stay as they were", points=1, hint="q / c makes a new tensor; q /= c changes the caller's"):
@@ -465,9 +459,11 @@ def masked_attention(answer, case):
         right = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
         case.close(pair(*inputs, mask)[0], right, mistakes=NO_GRADIENT_YET)
         found = answer.gradients(*inputs, mask, output=0, upstream=upstream)
-        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-        torch_output = F.scaled_dot_product_attention(*(leaf[:1] for leaf in leaves), attn_mask=mask[:1])
-        expected = torch.autograd.grad((torch_output * upstream[:1]).sum(), leaves)
+
+        def visible_part(q, k, v):  # the second sequence sees nothing and has no gradient
+            return F.scaled_dot_product_attention(q[:1], k[:1], v[:1], attn_mask=mask[:1])
+
+        expected = Answer(visible_part).gradients(*inputs, upstream=upstream[:1])
         for name, ours, theirs in zip("qkv", found, expected, strict=True):
             case.finite(ours, what=f"the output is right, but the gradient for {name}")
             case.close(ours, theirs, what=f"the gradient for {name}")
@@ -647,16 +643,21 @@ def order_mistakes(parts):
             yield ", ".join(wrong) + exchanged, order
 
 
+def heads_apart(heads, z):
+    """Divide the features of (B, T, D) among the heads."""
+    return z.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def heads_straight(heads, z):
+    """Make the mistake of reshaping (B, T, D) straight to (B, H, T, d), which mixes tokens."""
+    return z.reshape(z.shape[0], heads, -1, z.shape[-1] // heads)
+
+
 def head_mistakes(module, x, source, keep=None):
     """Return the weights (B, H, T, S) that common mistakes lead to."""
     heads, d_model = module.num_heads, module.embed_dim
     mask = None if keep is None else keep[:, None]
-
-    def apart(z):
-        return z.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-    def straight(z):
-        return z.reshape(z.shape[0], heads, -1, d_model // heads)
+    apart, straight = partial(heads_apart, heads), partial(heads_straight, heads)
 
     def run(order=(0, 1), split=apart, scale=None):
         def compute():
@@ -680,14 +681,9 @@ def module_mistakes(module, x, memory=None, keep=None, weights=None):
     `weights` are those of the answer: they show how many heads it has.
     """
     source = x if memory is None else memory
-    heads, d_model = module.num_heads, module.embed_dim
+    heads = module.num_heads
     mask = None if keep is None else keep[:, None]
-
-    def apart(z):
-        return z.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-    def straight(z):
-        return z.reshape(z.shape[0], heads, -1, d_model // heads)
+    apart, straight = partial(heads_apart, heads), partial(heads_straight, heads)
 
     def together(y):
         return y.transpose(1, 2).flatten(2)
@@ -1068,8 +1064,7 @@ def cross_attention(answer, case):
         case.unchanged(built, *inputs, torch.tensor([3, 5]))
         case.close(call(built, *inputs)[0], oracle(module, *inputs)[0], mistakes=NO_GRADIENT_YET)
         found = built.gradients(*inputs, output=0, upstream=upstream)
-        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-        expected = torch.autograd.grad((module(*leaves, leaves[1])[0] * upstream).sum(), leaves)
+        expected = Answer(lambda x, memory: module(x, memory, memory)[0]).gradients(*inputs, upstream=upstream)
         for name, ours, theirs in zip(("x", "memory"), found, expected, strict=True):
             case.close(ours, theirs, what=f"the gradient for {name}")
 
