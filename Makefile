@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # The smaller torch without CUDA: make lab TORCH=cpu
 TORCH ?=
-# More arguments for lab, test and grade: make lab ARGS="--no-browser"; make test ARGS="-k masks"
+# More arguments for lab, test, grade and results: make lab ARGS="--no-browser"; make test ARGS="-k masks"
 ARGS ?=
 # How many processes test at once.
 JOBS ?= 2
@@ -17,7 +17,7 @@ RUN = "$(VENV)/bin/python" -m
 need = $(if $($(1)),,$(error Say which: make $@ $(1)=$(2)))
 
 .DEFAULT_GOAL = help
-.PHONY: help setup lab test format lint solutions publish grade update new stamp results clean
+.PHONY: help setup lab test format lint solutions publish grade marks update new stamp results clean
 
 help: ## List the targets; so does `make` alone.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,20 +52,23 @@ solutions: setup ## Write the solved notebooks into solutions/; FORCE=1 replaces
 publish: setup ## Authors: take solutions/ back onto the branch and into solutions.bundle.
 	@$(RUN) common.notebooks publish
 
-grade: setup ## Instructors: grade the notebooks in a folder: make grade SUBMISSIONS=folder
+grade: setup ## Instructors: grade what students handed in: make grade SUBMISSIONS=folder
 	$(call need,SUBMISSIONS,folder)@$(RUN) common.grading "$(SUBMISSIONS)" $(ARGS)
+
+marks: setup ## Instructors: take the marks for prose, in grades/marks.csv, into the grades.
+	@$(RUN) common.grading.marks $(ARGS)
 
 update: setup ## Bring the course, your answers kept, to a newer version: git's, or NEW=folder.
 	@$(RUN) common.notebooks update $(if $(NEW),--new "$(NEW)")
 
 new: setup ## Authors: start a unit from nothing: make new UNIT=phase2_transformers/lab9_name
-	$(call need,UNIT,phase/unit)@$(RUN) common.notebooks new "$(UNIT)" $(if $(TITLE),"$(TITLE)")
+	$(call need,UNIT,phase/unit)@$(RUN) common.notebooks new "$(UNIT)" $(if $(TITLE),"$(TITLE)") $(if $(NOTEBOOK),--notebook "$(NOTEBOOK)")
 
 stamp: setup ## Authors: write addresses, badges and tables into notebooks and READMEs.
 	@$(RUN) common.notebooks stamp
 
-results: setup ## Authors: measure every unit again and write the tables of results.
-	@$(RUN) common.notebooks results
+results: setup ## Authors: measure every notebook again, or those in ARGS, and write the tables.
+	@$(RUN) common.notebooks results $(ARGS)
 
 clean: ## Remove .venv and caches; notebooks, solutions, submissions and grades stay.
 	@rm -rf .venv .venv.lock .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from common import course
+
 # Colab brings these, built for its own drivers; another version of one would break the running kernel.
 COLAB_KEEPS = ("torch", "torchvision", "numpy")
 
@@ -34,6 +36,10 @@ def enter(unit: str) -> None:
         if path not in sys.path:
             sys.path.insert(0, path)
     print(f"Ready: the course is in {root}, this notebook's unit in {unit}.")
+    listed = course.load(root).by_folder.get(unit)
+    files = [name for notebook in listed.notebooks for name in notebook.answer_files] if listed else []
+    if files:
+        print(f"Edit {' and '.join(files)} there, and download them before you leave: Colab keeps no files.")
 
 
 def missing(requirements: str) -> list[str]:

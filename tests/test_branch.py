@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from notebook_factory import CODE, NET, NET_SOLVED, SEVERAL, THEORY, several, solve_several
 
-from common.notebooks import anatomy, branch
+from common.notebooks import anatomy, branch, rubric
 from common.notebooks.anatomy import NotebookError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -358,7 +359,7 @@ def test_a_file_of_main_edited_in_the_folder_is_refused_or_left(course):
     (course / "solutions" / UNIT / "picture.png").write_bytes(b"x")
     assert "not published: solutions/phase/unit/picture.png" in lines(branch.publish, course)
     edit(course / "solutions" / UNIT / "checks.py", "twice", "2 x")
-    with pytest.raises(NotebookError, match="where checks live"):
+    with pytest.raises(NotebookError, match=r"checks.py, which students have: change it there"):
         branch.publish(course)
 
 
@@ -370,14 +371,19 @@ def test_an_old_copy_of_checks_is_not_an_edit(course):
 
 
 def test_a_completed_answer_file_goes_onto_the_branch(course):
-    (course / UNIT / "model.py").write_text("raise NotImplementedError\n")
+    toml = course / "common/course.toml"
+    toml.write_text(toml.read_text() + 'notebooks = [{ file = "unit.ipynb", answer_files = ["model.py"] }]\n')
+    stub = TODO.format("half", 2, 'raise NotImplementedError("half")') + "\n"
+    done = TODO.format("half", 2, "return x / 2") + "\n"
+    (course / UNIT / "model.py").write_text(stub)
     branch.make_solutions(course)
-    (course / "solutions" / UNIT / "model.py").write_text("done = True\n")
+    assert (course / "solutions" / UNIT / "model.py").read_text() == stub
+    (course / "solutions" / UNIT / "model.py").write_text(done)
     commit = branch.publish(course)
-    assert git(course, "show", f"{commit}:{UNIT}/model.py") == "done = True"
+    assert git(course, "show", f"{commit}:{UNIT}/model.py") == done.strip()
     shutil.rmtree(course / "solutions")
     branch.make_solutions(course)
-    assert (course / "solutions" / UNIT / "model.py").read_text() == "done = True\n"
+    assert (course / "solutions" / UNIT / "model.py").read_text() == done
 
 
 @pytest.mark.parametrize("kind", ["unanswered", "gone", "unknown", "no todo", "not made"])
@@ -531,9 +537,9 @@ def test_drift_is_named(course):
     changed.cells[2].id = "half"
     anatomy.write(changed, path)
     found = "\n".join(branch.drift(course))
-    assert "half has no answer in solutions.bundle" in found
+    assert f"solutions.bundle is not complete: answer half in solutions/{NOTEBOOK}, and run `make publish`" in found
     assert "answers double, which is no TODO on main" in found
-    assert "answers/double.py" in found
+    assert "delete solutions/phase/unit/answers/double.py" in found
 
     path.unlink()
     assert f"main has no {NOTEBOOK}" in branch.drift(course)[0]
@@ -562,3 +568,202 @@ def test_a_unit_inside_the_folder_of_another_is_not_copied_with_it(course):
     branch.make_solutions(course)
     assert not (course / "solutions" / UNIT / "inner").exists()
     assert (course / "solutions" / UNIT / "parts/one.txt").exists()
+
+
+# -- a unit with several notebooks, an answer file, prose ------------------------------------------------------
+
+
+@pytest.fixture
+def net(tmp_path):
+    """Such a unit, published once; its folder in solutions/."""
+    root = several(tmp_path / "made")
+    (root / ".gitignore").write_text("solutions/\n")
+    git(tmp_path, "init", "-q", "-b", "main", root)
+    solve_several(root / "solutions")
+    branch.publish(root, say=lambda line: None)
+    return root / "solutions" / SEVERAL
+
+
+def root_of(net):
+    return net.parents[2]
+
+
+def ids(path):
+    return [cell.id for cell in anatomy.read(path).cells]
+
+
+def test_everything_of_a_unit_goes_onto_the_branch_and_comes_back(net):
+    root = root_of(net)
+    names = git(root, "ls-tree", "-r", "--name-only", "solutions").split()
+    assert [name.removeprefix(f"{SEVERAL}/") for name in names] == [
+        "answers/add-two.md",
+        "answers/add-two.py",
+        "answers/net-forward.md",
+        "hidden_checks.py",
+        "hw1_code.ipynb",
+        "hw1_theory.ipynb",
+        "net.py",
+        "rubrics/why-two.md",
+    ]
+    shutil.rmtree(root / "solutions")
+    branch.make_solutions(root, say=lambda line: None)
+    assert (net / "net.py").read_text() == NET_SOLVED
+    assert (net / "test_net.py").read_text() == (root / SEVERAL / "test_net.py").read_text()
+    assert "Because one is not enough." in (net / "hw1_theory.ipynb").read_text()
+    assert branch.drift(root) == []
+
+
+def test_explanations_stand_below_their_answers(net):
+    root = root_of(net)
+    theory, code = ids(net / "hw1_theory.ipynb"), ids(net / "hw1_code.ipynb")
+    assert theory[theory.index("add-two") :][:3] == ["add-two", "explanation-add-two", "check-add-two"]
+    assert code[code.index("check-net-forward") + 1] == "explanation-net-forward"
+    assert sum("explanation" in id for id in theory + code) == 2
+    cell = anatomy.read(net / "hw1_theory.ipynb").cells[theory.index("explanation-add-two")]
+    assert (cell.cell_type, cell.source) == ("markdown", "Two is $1 + 1$.\n\nSo we add it.")
+    before = tip(root)
+    assert "Nothing to publish" in lines(branch.publish, root)
+    edit(net / "answers/add-two.md", "So we add it.", "So we add both.")
+    (net / "answers/net-forward.md").unlink()
+    branch.publish(root)
+    assert tip(root) != before
+    assert "So we add both." in git(root, "show", f"solutions:{THEORY}")
+    assert "explanation" not in git(root, "show", f"solutions:{CODE}")
+    assert branch.drift(root) == []
+
+
+def test_an_explanation_is_edited_in_its_file(net):
+    root = root_of(net)
+    edit(net / "answers/add-two.md", "So we add it.", "So we add one twice.")
+    branch.make_solutions(root)
+    assert "one twice." in (net / "hw1_theory.ipynb").read_text()
+    branch.publish(root)
+    edit(net / "hw1_theory.ipynb", "one twice.", "both.")
+    says = f"cell explanation-add-two of solutions/{THEORY} to solutions/{SEVERAL}/answers/add-two.md"
+    assert says in lines(branch.make_solutions, root)
+    with pytest.raises(NotebookError, match=says):
+        branch.publish(root)
+    assert "both." in (net / "hw1_theory.ipynb").read_text()
+    edit(net / "answers/add-two.md", "one twice.", "both, always.")
+    branch.publish(root)
+    assert "both, always." in (net / "hw1_theory.ipynb").read_text()
+    assert "Nothing to publish" in lines(branch.publish, root)
+    edit(net / "hw1_code.ipynb", "explanation-net-forward", "explanation-net-loss")
+    with pytest.raises(NotebookError, match=rf"cell explanation-net-loss .* to solutions/{SEVERAL}/answers/net-loss"):
+        branch.publish(root)
+
+
+def test_a_half_solved_answer_file_is_kept(net):
+    edit(net / "net.py", "** 2", "** 3")
+    said = lines(branch.make_solutions, root_of(net))
+    assert f"kept {SEVERAL}/net.py as you changed it" in said
+    assert "** 3" in (net / "net.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),  # what says None is fine
+    [
+        ("net.py", None, None, "complete solutions/{}/net.py"),
+        ("net.py", "", NET, "complete solutions/{}/net.py"),
+        (
+            "net.py",
+            "difference_of_the_two_values =",
+            'raise NotImplementedError("net-loss")\n    d =',
+            "answer net-loss in",
+        ),
+        ("net.py", "# TODO net-loss  (6 points, ~10 min)\n", "", "the TODO lines of {}/net.py.* differ in net-loss"),
+        ("net.py", "(6 points", "(7 points", "the TODO lines of {}/net.py.* differ in net-loss"),
+        ("net.py", "def net_loss", "def other():\n    pass\n\n\ndef net_loss", "differ in net-loss"),
+        ("net.py", "class Net:", "class Net", "mend solutions/{}/net.py: it is not valid Python"),
+        ("test_net.py", "3", "4", "test_net.py differs from {}/test_net.py, which students have"),
+        ("hw1_theory.ipynb", "x + 2", "None", None),
+        (
+            "hw1_theory.ipynb",
+            "Because one is not enough.",
+            "*Your answer.*",
+            "answer why-two in solutions/{}/hw1_theory",
+        ),
+        ("answers/net-x.md", "", "x", "delete solutions/{}/answers/net-x.md: no TODO of this name is answered in code"),
+        ("answers/net-x.py", "", "x", "delete solutions/{}/answers/net-x.py"),
+        ("answers/why-two.md", "", "x", "delete solutions/{}/answers/why-two.md"),
+        ("answers/scaler-layer.md", "", "x", None),
+        ("answers/net-loss.py", "", "x", None),
+        ("rubrics/why-two.md", None, None, "write solutions/{}/rubrics/why-two.md: what earns the 2 points"),
+        ("rubrics/add-two.md", "", "x", "delete solutions/{}/rubrics/add-two.md: no TODO of this name .* in prose"),
+        ("rubrics/why-two.md", "# why-two", "# why", "mend solutions/{}/rubrics/why-two.md: its first line"),
+        ("rubrics/why-two.md", "1 point: says one", "2 points: says one", "mend .*: it gives 3 points, the TODO 2"),
+    ],
+)
+def test_what_is_incomplete_in_such_a_unit_is_not_published(net, file, old, new, says):
+    path = net / file
+    if old is None:
+        path.unlink()
+    elif old:
+        edit(path, old, new)
+    else:
+        path.write_text(new)
+    before = tip(root_of(net))
+    if says is None:
+        assert branch.publish(root_of(net)) != before
+        return
+    with pytest.raises(NotebookError, match=says.format(SEVERAL)):
+        branch.publish(root_of(net))
+    assert tip(root_of(net)) == before
+
+
+def test_a_notebook_of_the_unit_is_missing_on_the_branch(net):
+    root = root_of(net)
+    manifest = json.loads((root / "solutions/.manifest").read_text())
+    del manifest["files"][CODE]
+    (root / "solutions/.manifest").write_text(json.dumps(manifest))
+    (net / "hw1_code.ipynb").unlink()
+    with pytest.raises(NotebookError, match=f"solve {CODE} as solutions/{CODE}"):
+        branch.publish(root)
+
+
+def test_drift_of_an_answer_file_and_of_prose(net):
+    root = root_of(net)
+    edit(root / SEVERAL / "net.py", "net-loss  (6 points", "net-loss  (5 points")
+    theory = anatomy.read(root / THEORY)
+    cell = next(cell for cell in theory.cells if cell.id == "why-two")
+    cell.source = cell.source.replace("2 points", "4 points")
+    anatomy.write(theory, root / THEORY)
+    assert branch.drift(root) == [
+        f"{THEORY} has changed since it was published: run `make publish`",
+        f"solutions.bundle is not complete: give solutions/{SEVERAL}/net.py the TODO lines of {SEVERAL}/net.py, each "
+        "where it stands there: they differ in net-loss, and run `make publish`",
+        f"solutions.bundle is not complete: mend solutions/{SEVERAL}/rubrics/why-two.md: it gives 2 points, "
+        "the TODO 4, and run `make publish`",
+    ]
+
+
+# -- rubrics -------------------------------------------------------------------------------------------------
+
+
+def test_a_rubric_is_read(tmp_path):
+    file = tmp_path / "why-two.md"
+    file.write_text(
+        "# why-two\n\n- 2 points: names the\n  cause\n- 1 point: gives: an example\n\n"
+        "Common misreadings:\n\n- one is enough\n"
+    )
+    found = rubric.read(file)
+    assert (found.slug, found.points) == ("why-two", 3)
+    assert found.items == ((2, "names the cause"), (1, "gives: an example"))
+    assert found.notes == "Common misreadings:\n\n- one is enough"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "first line must be `# why-two`"),
+        ("# why\n- 1 point: x\n", "first line must be `# why-two`"),
+        ("# why-two\n- 1: x\n", "says nowhere what earns points"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_spoilt_rubric_is_named(tmp_path, text, says):
+    file = tmp_path / "why-two.md"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(NotebookError, match=says):
+        rubric.read(file)

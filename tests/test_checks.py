@@ -2,12 +2,15 @@
 
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import grad
+from torch.func import grad as func_grad
+from torch.func import jvp
 
-from common.checks import CheckFailed, ModuleAnswer, check, find, progress
-from common.checks.core import Check
+from common.checks import CheckFailed, ModuleAnswer, ObjectAnswer, check, find, progress
 
 
 def failing(function, answer, seed=0):
@@ -260,7 +263,7 @@ def test_a_module_is_reached_by_values_alone():
 
 def test_find_and_progress(capsys):
     module = ModuleType("checks")
-    module.double, module.other = double, Check("other", 4, lambda answer, case: None)
+    module.double, module.other = double, check("other", points=4, part="second")(lambda answer, case: None)
     assert list(find(module)) == ["double", "other"]
     double(lambda x: 2 * x)
     capsys.readouterr()
@@ -269,3 +272,142 @@ def test_find_and_progress(capsys):
     assert "6 of 6" in out
     assert "6 of 10 points" in out
     assert "Next: other" in out
+    progress(module, "second")
+    out = capsys.readouterr().out
+    assert "double" not in out
+    assert "0 of 4 points" in out
+    with pytest.raises(ValueError, match="no check of the part 'third'"):
+        progress(module, "third")
+
+
+def test_hidden_tests_are_announced(capsys):
+    @check("secretive", points=1, hidden=3)
+    def secretive(answer, case):
+        with case("one", points=1, hint=""):
+            pass
+
+    secretive(None)
+    assert "3 more points come from hidden tests" in capsys.readouterr().out
+
+
+def test_a_tolerance_of_ones_own():
+    close = torch.tensor([100.0, 1.0]), torch.tensor([100.5, 1.0])
+    assert failing(lambda answer, case: case.close(*close, tolerance=1e-3), None)
+    assert not failing(lambda answer, case: case.close(*close, tolerance=1e-2), None)
+
+
+# An object of a class of the student's.
+
+
+class Layer:
+    def __init__(self, n):
+        self.weights = {"w": torch.zeros(n, n), "b": torch.zeros(n)}
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x @ self.weights["w"].T + self.weights["b"]
+
+
+def test_an_object_is_reached_by_values_alone():
+    def look(answer, case):
+        built = answer(2)
+        case.true(isinstance(built, ObjectAnswer), "no object")
+        w, x = case.randn(2, 2), case.randn(3, 2)
+        built.fill("weights", {"w": w, "b": torch.ones(2)})
+        case.close(built.call("forward", x), x @ w.T + 1)
+        read = built.read("weights")
+        read["w"] += 5  # a copy
+        case.close(built.call("forward", x), x @ w.T + 1)
+        case.equal(built.read("calls"), 2)
+        built.fill("weights", {"b": torch.ones(1)})
+
+    assert "RuntimeError: b has shape (2,), expected (1,)" in failing(look, Layer)
+    assert "no attribute 'weights'" in failing(look, lambda n: ByBackward())
+    two = failing(
+        lambda answer, case: case.equal([one.kind for one in answer(1)], ["Layer", "Layer"]),
+        lambda n: (Layer(n), Layer(n)),
+    )
+    assert not two
+
+
+@pytest.mark.parametrize("value", [np.int64(6), np.float32(6), torch.tensor(6), 6.0, True + 5])
+def test_numbers_of_any_library_are_plain(value):
+    assert not failing(lambda answer, case: case.equal(answer(), 6), lambda: value)
+
+
+def test_what_is_no_tensor_is_called_by_its_own_name():
+    assert "is a ndarray, expected a tensor" in failing(
+        lambda answer, case: case.shape(answer(), (2,)), lambda: np.zeros(2)
+    )
+    assert "is a Layer, expected a tensor" in failing(lambda answer, case: case.shape(answer(), (2,)), lambda: Layer(1))
+
+
+# Automatic differentiation where a formula is asked for.
+
+
+def by_grad(x):
+    x.requires_grad_()
+    return grad((x * x).sum(), x)[0]
+
+
+def by_backward(x):
+    x.requires_grad_()
+    (x * x).sum().backward()
+    return x.grad
+
+
+def by_a_caught_backward(x):
+    try:
+        return by_backward(x)
+    except Exception:
+        return 2 * x
+
+
+class ByBackward:
+    def forward(self, x):
+        return by_backward(x)
+
+
+USES = {
+    "a backward pass": by_grad,
+    "torch.Tensor.backward": by_backward,
+    "torch.autograd.functional.jacobian": lambda x: torch.autograd.functional.jacobian(lambda x: x * x, x).diagonal(),
+    "torch.autograd.grad": lambda x: func_grad(lambda x: (x * x).sum())(x),
+    "make_dual": lambda x: jvp(lambda x: x * x, (x,), (torch.ones_like(x),))[1],
+    "torch.func.jacrev": lambda x: torch.func.jacrev(lambda x: x * x)(x).diagonal(),
+}
+
+
+@check("derivative", points=1, autograd=False)
+def derivative(answer, case):
+    with case("2 x", points=1, hint="a hint"):
+        x = case.randn(3)
+        case.close(answer(x), 2 * x)
+
+
+@pytest.mark.parametrize(("named", "answer"), [*USES.items(), ("torch.Tensor.backward", by_a_caught_backward)])
+def test_autograd_is_found_out_and_named(named, answer):
+    (case,) = derivative.run(answer).cases
+    assert case.points == 0
+    assert "automatic differentiation" in case.message
+    assert named in case.message
+    assert case.known
+    assert "hint" not in derivative.run(answer).text()
+
+
+def test_formulas_pass_where_autograd_is_forbidden():
+    assert derivative.run(lambda x: 2 * x).passed
+    assert derivative.run(lambda x: 2 * x.requires_grad_()).passed
+    assert derivative.run(torch.func.vmap(lambda x: 2 * x)).passed
+    by_backward(torch.ones(2))  # and outside of the check it is there as before
+
+
+def test_autograd_is_forbidden_to_objects_too():
+    @check("object", points=1, autograd=False)
+    def one(answer, case):
+        with case("2 x", points=1, hint=""):
+            x = case.randn(3)
+            case.close(answer().call("forward", x), 2 * x)
+
+    assert "automatic differentiation" in one.run(ByBackward).cases[0].message

@@ -51,7 +51,13 @@ for name in re.findall(r"([\\w-]+)<=", " ".join(sys.argv)):
     def publish(self, source: Path) -> None:
         """Make the repository that is cloned, with what the cell needs of the course."""
         work = source / "work"
-        for name in ("common/__init__.py", "common/colab.py", "common/course.toml", "requirements.txt"):
+        for name in (
+            "common/__init__.py",
+            "common/colab.py",
+            "common/course.py",
+            "common/course.toml",
+            "requirements.txt",
+        ):
             (work / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(find_root() / name, work / name)
         (work / UNIT).mkdir(parents=True)
@@ -105,6 +111,13 @@ def test_the_course_is_fetched_and_what_is_missing_installed(machine):
     assert package == str(machine.course / "common" / "__init__.py")
     (asked,) = machine.asked
     assert {name.split("<=")[0] for name in asked} == {"onnxruntime", "datasets", "scikit-learn", "tensorboard"}
+
+
+def test_answer_files_are_not_forgotten(machine):
+    assert "download" not in machine.run(machine.address).stdout
+    then = f"\nimport os; os.makedirs('{machine.course}/homework/hw1_backpropagation')"
+    then += "\ncolab.enter('homework/hw1_backpropagation')"
+    assert "Edit mlp.py and sgd.py there, and download them" in machine.run(machine.address, then=then).stdout
 
 
 def test_packages_that_colab_keeps_are_held(machine):

@@ -338,7 +338,7 @@ def row_of(graded, student):
 
 
 def points_of(row):
-    return [answer["points"] for answer in row["answers"] if answer["state"] != "unchecked"]
+    return [answer["points"] for answer in row["answers"] if not answer["prose"]]
 
 
 FULL = [3, 2, 4, 2]
@@ -396,13 +396,14 @@ def test_points_and_remarks(graded, student):
     row, (points, remark) = row_of(graded, student), EXPECTED[student]
     assert points_of(row) == points
     assert row["unit"] == UNIT
-    assert (row["points"], row["out_of"]) == (sum(points), 11)
+    assert (row["points"], row["out_of"]) == (sum(points), 13)
     if remark:
         assert remark in " ".join(row["remarks"])
     in_table = graded["table"][student, UNIT]
     assert [float(in_table[f"{UNIT}/{slug}"]) for slug in RIGHT] == points
-    assert (float(in_table["total"]), float(in_table["out_of"])) == (sum(points), 11)
-    assert float(in_table["percent"]) == pytest.approx(100 * sum(points) / 11, abs=0.06)
+    assert (float(in_table["total"]), float(in_table["out_of"])) == (sum(points), 13)
+    assert float(in_table["percent"]) == pytest.approx(100 * sum(points) / 13, abs=0.06)
+    assert in_table["unmarked"] == str(row["unmarked"]) == str(int(student == "right"))
 
 
 @pytest.mark.parametrize("student", UNGRADED)
@@ -479,11 +480,12 @@ def test_every_student_has_a_page(graded):
 def test_a_page_tells_cases_messages_hints_and_remarks(graded):
     assert "Hint: " in page_of(graded, "exits_politely")
     page = page_of(graded, "partly")
-    for part in ("6 of 11 points", "✗", "✓", "softmax over the wrong axis", "Still to do"):
+    for part in ("6 of 13 points", "✗", "✓", "softmax over the wrong axis", "Still to do"):
         assert part in page
     assert "graded new.ipynb" in page_of(graded, "several")
     assert "Because &lt;b&gt;it&lt;/b&gt; is smooth." in page_of(graded, "right")
-    assert "graded by a person" in page_of(graded, "right")
+    assert "2 points, not marked yet" in page_of(graded, "right")
+    assert "11 of 13 points</strong>, so far: 1 answer still to be marked" in page_of(graded, "right")
     hostile = page_of(graded, HOSTILE.replace("/", "\N{DIVISION SLASH}"))
     assert "&lt;img src=x onerror=alert(2)&gt;" in hostile
 
@@ -536,7 +538,7 @@ def test_interrupting_keeps_what_is_done(tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert not results["complete"]
     assert [row["student"] for row in results["rows"]] == ["a"]
-    assert "a,phase9_made/lab1_made,11,11,3,2,4,2,,100" in (tmp_path / "out" / "grades.csv").read_text()
+    assert "a,phase9_made/lab1_made,11,13,3,2,4,2,0,84.6,0," in (tmp_path / "out" / "grades.csv").read_text()
 
 
 def until(condition, seconds=60):
@@ -608,7 +610,7 @@ def test_unreadable_files_are_remarks(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", denied)
     tasks = collect.collect(tmp_path / "in", collect.load_units(tmp_path / "course"))
-    assert [(task.student, task.notebook) for task in tasks] == [("a", None), ("b", "x.ipynb")]
+    assert [(task.student, task.files) for task in tasks] == [("a", ()), ("b", ("x.ipynb",))]
     assert "Permission denied" in tasks[0].remarks[0]
 
 
@@ -617,7 +619,7 @@ def test_a_given_unit_is_the_only_one(tmp_path):
     hand_in(tmp_path / "in", {"a/x.ipynb": stored(submission())})
     bases = collect.load_units(tmp_path / "course", OTHER_UNIT)
     (task,) = collect.collect(tmp_path / "in", bases, OTHER_UNIT)
-    assert (task.unit, task.notebook) == (OTHER_UNIT, None)
+    assert (task.unit, task.files) == (OTHER_UNIT, ())
     assert OTHER_UNIT in task.remarks[0]
 
 
@@ -633,8 +635,8 @@ def test_file_names_are_safe_and_differ():
 
 def test_points_that_a_worker_claims_are_capped():
     answers = [AnswerResult("a", 3, 2, "graded"), AnswerResult("b", 5, 0, "unchecked")]
-    row = Row("s", "u", "n", answers, [])
-    assert (row.points, row.out_of) == (2, 3)
+    row = Row("s", "u", ["n"], answers, [])
+    assert (row.points, row.out_of, row.unmarked) == (2, 8, 1)
 
 
 # The real thing.

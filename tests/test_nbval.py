@@ -1,7 +1,8 @@
 """The notebooks under `pytest --nbval`: solved ones pass, untouched ones fail where something is to do.
 
 This is the one place where `make test` runs notebooks. Each is run as seldom as possible: the solved ones
-once, in parallel; the student's ones once in parallel and once in a single process.
+once, in parallel; the student's ones once in parallel and once in a single process. The example tests that lie in
+the folder of a unit (`test_*.py`) are run here too, in both states.
 """
 
 import os
@@ -14,11 +15,14 @@ from pathlib import Path
 
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from notebook_factory import CODE, SEVERAL, THEORY, several, solve_several
 
+from common import course
 from common.notebooks import anatomy, branch
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = [path.relative_to(ROOT) for path in branch.unit_notebooks(ROOT)]
+COURSE = course.load(ROOT)
+NOTEBOOKS = [Path(notebook.path) for notebook in COURSE.notebooks()]
 PARALLEL = ("-n", "2", "--dist", "loadscope")
 
 
@@ -26,6 +30,7 @@ def nbval(folder, *options):
     """Run `pytest --nbval` on a folder; return what it printed and, for each notebook, {cell: failure}."""
     report = folder.parent / f"{folder.name}-{len(options)}.xml"
     command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    command.append("--ignore-glob=*.py")  # example tests
     done = subprocess.run(
         [*command, "-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}", *options, str(folder)],
         cwd=folder,
@@ -62,13 +67,13 @@ def solved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory):
-    """Copies of the units; a notebook in which somebody has worked is left out."""
+    """Copies of the units; a notebook in which, or in whose answer files, somebody has worked is left out."""
     folder = tmp_path_factory.mktemp("untouched") / "units"
-    for path in NOTEBOOKS:
-        if all(answer.is_stub for answer in anatomy.answers(anatomy.read(ROOT / path))):
+    for notebook in COURSE.notebooks():
+        if all(answer.is_stub for answer in COURSE.answers(notebook)):
             leave = shutil.ignore_patterns("*.ipynb", "__pycache__", ".*", "runs", "data")
-            shutil.copytree(ROOT / path.parent, folder / path.parent, ignore=leave, dirs_exist_ok=True)
-            shutil.copyfile(ROOT / path, folder / path)
+            shutil.copytree(ROOT / notebook.unit, folder / notebook.unit, ignore=leave, dirs_exist_ok=True)
+            shutil.copyfile(ROOT / notebook.path, folder / notebook.path)
     if not folder.exists():
         pytest.skip("NO UNTOUCHED NOTEBOOK: every notebook here has answers in it")
     return folder
@@ -84,10 +89,90 @@ def test_solved_notebooks_pass(solved):
 def test_untouched_notebooks_say_what_is_to_do(untouched, options):
     output, failures = nbval(untouched, *options)
     for path, failed in failures.items():
-        checks = {cell.id for cell in anatomy.read(untouched / path).cells if anatomy.role(cell) == "check"}
-        assert set(failed) == checks, output
-        for cell, message in failed.items():
-            assert "still to do" in message.lower(), f"{path}, {cell}: {message}"
+        assert_only_checks_fail(untouched / path, failed, output)
+
+
+def assert_only_checks_fail(path, failed, output):
+    assert set(failed) == {cell.id for cell in anatomy.read(path).cells if anatomy.role(cell) == "check"}, output
+    for cell, message in failed.items():
+        assert "still to do" in message.lower(), f"{path}, {cell}: {message}"
+
+
+def test_a_unit_of_several_notebooks_and_an_answer_file(tmp_path):
+    several(tmp_path)
+    branch.assemble(tmp_path, solve_several(tmp_path / "branch"), tmp_path / "units/solved")
+    shutil.copytree(tmp_path / SEVERAL, tmp_path / "units/untouched" / SEVERAL)
+    output, failures = nbval(tmp_path / "units", *PARALLEL)
+    for path in (Path(THEORY), Path(CODE)):
+        assert failures["solved" / path] == {}, output
+        assert_only_checks_fail(tmp_path / "units/untouched" / path, failures["untouched" / path], output)
+
+
+# Example tests
+
+
+def run_examples(unit):
+    """Run the example tests in the folder of a unit; return what was printed and {test: failure or None}."""
+    report = unit / ".report.xml"
+    tests = sorted(path.name for path in unit.glob("test_*.py"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report.name}", *tests],
+        cwd=unit,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode in (0, 1), f"the tests cannot be collected:\n{done.stdout}{done.stderr}"
+    found = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        trouble = [
+            f"{one.get('message')}\n{one.text}" for kind in ("failure", "error", "skipped") for one in case.iter(kind)
+        ]
+        assert not list(case.iter("error")), done.stdout
+        found[f"{case.get('classname')}.{case.get('name')}"] = trouble[0] if trouble else None
+    assert found, done.stdout
+    return done.stdout, found
+
+
+def assert_examples_say_what_is_to_do(unit, slugs):
+    output, found = run_examples(unit)
+    troubles = [trouble for trouble in found.values() if trouble]
+    assert troubles, f"every test passes, and nothing is done yet:\n{output}"
+    for trouble in troubles:
+        assert "still to do" in trouble.lower() or any(slug in trouble for slug in slugs), trouble
+
+
+def units_with_examples(folder):
+    return [unit for unit in COURSE.ready() if any((folder / unit.folder).glob("test_*.py"))]
+
+
+def test_example_tests_pass_with_the_solution(solved):
+    for unit in units_with_examples(solved):
+        output, found = run_examples(solved / unit.folder)
+        assert not any(found.values()), output
+
+
+def test_example_tests_of_untouched_files_say_what_is_to_do(untouched):
+    for unit in units_with_examples(untouched):
+        slugs = [answer.slug for notebook in unit.notebooks for answer in COURSE.answers(notebook)]
+        assert_examples_say_what_is_to_do(untouched / unit.folder, slugs)
+
+
+def test_example_tests_of_a_made_unit(tmp_path):
+    several(tmp_path)
+    assert_examples_say_what_is_to_do(tmp_path / SEVERAL, ["net-forward", "net-loss"])
+    (tmp_path / SEVERAL / "net.py").write_text("Net = net_loss = None\n")
+    with pytest.raises(AssertionError, match="NoneType"):
+        assert_examples_say_what_is_to_do(tmp_path / SEVERAL, ["net-forward", "net-loss"])
+    (tmp_path / SEVERAL / "net.py").write_text("")
+    with pytest.raises(AssertionError, match="cannot be collected"):
+        run_examples(tmp_path / SEVERAL)
+    branch.assemble(tmp_path, solve_several(tmp_path / "branch"), tmp_path / "solved")
+    output, found = run_examples(tmp_path / "solved" / SEVERAL)
+    assert len(found) == 2, output
+    assert not any(found.values()), output
 
 
 def test_a_kernel_that_dies_does_not_wait_for_ever(tmp_path):

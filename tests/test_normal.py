@@ -7,7 +7,7 @@ from copy import deepcopy
 import nbformat
 import pytest
 from nbformat import from_dict
-from notebook_factory import answered, at, cell, code, course_notebook, text, without_ids
+from notebook_factory import answered, at, cell, code, code_notebook, course_notebook, text, without_ids
 
 from common.notebooks import anatomy, normal
 
@@ -66,6 +66,15 @@ def test_ids_follow_from_roles_and_content():
     assert ids[3:8] == ["text-adding", "add-two", "check-add-two", "text-scaling", "scaler-layer"]
     assert "check-scaler-layer" in ids
     assert "why-two" in ids
+
+
+def test_checks_of_answer_files_keep_their_ids():
+    notebook = code_notebook()
+    ids = [one.id for one in normal.normalise(notebook).cells]
+    checks = [id for id in ids if id.startswith("check-")]
+    assert checks == ["check-scaler-layer", "check-net-forward", "check-net-loss"]
+    notebook.cells[at(notebook, "check-net-forward")].id = "0a1b2c3d"  # as Jupyter names a new cell
+    assert [one.id for one in normal.normalise(notebook).cells] == ids
 
 
 def test_random_ids_become_readable_and_others_stay():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from common import course
 from common.grading import proofs
 from common.notebooks import anatomy, branch
 from common.notebooks.anatomy import NotebookError
@@ -18,16 +19,16 @@ MINIMUM = {"right": 2, "wrong": 8}
 
 
 def todos():
-    for notebook in branch.unit_notebooks(ROOT):
-        unit = notebook.parent.relative_to(ROOT).as_posix()
-        for answer in anatomy.answers(anatomy.read(notebook)):
-            if answer.kind == "code":
-                yield pytest.param(notebook.relative_to(ROOT), answer.slug, id=f"{unit}/{answer.slug}")
+    syllabus = course.load(ROOT)
+    for notebook in syllabus.notebooks():
+        for answer in syllabus.answers(notebook):
+            if answer.kind != "markdown":
+                yield pytest.param(notebook.path, answer.slug, id=f"{notebook.unit}/{answer.slug}")
 
 
 @pytest.fixture(scope="session")
 def proven(tmp_path_factory):
-    """Prove a unit the first time it is asked for."""
+    """Prove a notebook the first time it is asked for."""
     folder, known = tmp_path_factory.mktemp("proofs") / "solutions", {}
 
     def outcomes(notebook):
@@ -171,6 +172,170 @@ def test_a_todo_without_a_check(unit):
 def test_a_check_and_a_todo_line_that_disagree_about_points(unit):
     unit.write_text(unit.read_text().replace("TODO double  (3 points", "TODO double  (4 points"))
     assert "its check gives 3 points, its TODO line says 4" in proofs.prove(unit)["double"][0].problem
+
+
+# A file with three TODOs, two of them methods of one class, and hidden tests.
+
+SHAPES = """import math
+
+UNIT = 1
+
+# TODO circle-area  (2 points, ~5 min)
+class Circle:
+    def __init__(self, radius):
+        self.radius = radius
+
+    def area(self):
+        return math.pi * self.radius**2 * UNIT
+
+    # TODO circle-scaled  (3 points, ~5 min)
+    def scaled(self, factor):
+        return factor * self.area()
+
+
+# TODO half-area  (1 points, ~5 min)
+def half_area(radius):
+    return Circle(radius).area() / 2
+"""
+SHAPES_CHECKS = """import math
+
+from common.checks import check
+
+
+@check("circle-area", points=2, autograd=False)
+def circle_area(answer, case):
+    r = case.randn(1).abs().item() + 1
+    with case("π r²", points=2, hint="square the radius"):
+        case.true(abs(answer(r).call("area") - math.pi * r * r) < 1e-9, "not π r²")
+
+
+@check("circle-scaled", points=1, hidden=2)
+def circle_scaled(answer, case):
+    with case("twice", points=1, hint="times the factor"):
+        case.true(abs(answer(1.0).call("scaled", 2.0) - 2 * math.pi) < 1e-9, "not twice the area")
+
+
+@check("half-area", points=1)
+def half_area(answer, case):
+    with case("half", points=1, hint="half of the area"):
+        case.true(abs(answer(2.0) - 2 * math.pi) < 1e-9, "not half the area")
+"""
+SHAPES_HIDDEN = """from common.checks import check
+
+
+@check("circle-scaled", points=2)
+def circle_scaled(answer, case):
+    with case("a factor below zero", points=2, hint="no abs"):
+        case.true(answer(1.0).call("scaled", -2.0) < 0, "a secret")
+"""
+AREA = """# %% right: pow
+class Circle(Circle):
+    def area(self):
+        return math.pow(self.radius, 2) * math.pi
+# %% wrong: the circumference  [says: r²]
+def circumference(self):
+    return 2 * math.pi * self.radius
+Circle.area = circumference
+# %% wrong: by another constant  [says: r²]
+UNIT = 2
+assert Circle
+# %% wrong: autograd  [says: differentiation]
+import torch
+class Circle(Circle):
+    def area(self):
+        r = torch.tensor(self.radius, requires_grad=True)
+        return torch.autograd.grad(math.pi * r**3 / 3, r)[0].item()
+"""
+SCALED = """# %% wrong: abs  [says: below | zero]
+class Circle(Circle):
+    def scaled(self, factor):
+        return abs(factor) * self.area()
+# %% wrong: abs again  [says: secret]
+class Circle(Circle):
+    def scaled(self, factor):
+        return abs(factor) * self.area()
+# %% right: not there
+def scaled(self, factor):
+    pass
+"""
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    cells = [
+        new_code_cell(
+            "%load_ext autoreload\n%autoreload 2\nimport checks\nfrom shapes import Circle",
+            id="s",
+            metadata={"tags": ["setup"]},
+        ),
+        new_code_cell("checks.circle_area(Circle)", id="check-circle-area", metadata={"tags": ["check"]}),
+    ]
+    folder = tmp_path / "unit"
+    anatomy.write(new_notebook(cells=cells), folder / "unit.ipynb")
+    (folder / "answers").mkdir()
+    for name, text in {
+        "shapes.py": SHAPES,
+        "checks.py": SHAPES_CHECKS,
+        "hidden_checks.py": SHAPES_HIDDEN,
+        "answers/circle-area.py": AREA,
+        "answers/circle-scaled.py": SCALED,
+    }.items():
+        (folder / name).write_text(text)
+    return folder / "unit.ipynb"
+
+
+def test_answers_in_a_file(shapes):
+    outcomes = proofs.prove(shapes, ["shapes.py"])
+    assert list(outcomes) == ["circle-area", "circle-scaled", "half-area"]
+    area, scaled, half = outcomes.values()
+    assert [(one.title, one.problem) for one in area] == [
+        ("the reference", ""),
+        ("pow", ""),
+        ("the circumference", ""),
+        ("by another constant", ""),  # the file is run anew for each: its functions see what a snippet changes
+        ("autograd", ""),
+    ]
+    assert [one.title for one in half] == ["the reference"]
+    assert scaled[0].accepted
+    assert scaled[1].caught  # by the hidden test alone, and named by its name and hint ...
+    assert scaled[1].named
+    assert scaled[2].problem == "is caught, but no message says 'secret': a factor below zero\nno abs"
+    assert scaled[3].problem == "it does not define Circle"
+    assert "shapes" not in sys.modules
+    assert "hidden_checks" not in sys.modules
+
+
+def test_answer_files_are_those_of_the_course(shapes, monkeypatch):
+    made = course.Notebook("unit", "unit.ipynb", "Made", "1", ("shapes.py",))
+    unit = course.Unit("unit", "Made", "1", "Something.", (made,))
+    monkeypatch.setattr(course, "load", lambda: course.Course(ROOT, "", "", (), (unit,)))
+    assert list(proofs.prove(shapes)) == ["circle-area", "circle-scaled", "half-area"]
+
+
+def test_hidden_points_that_do_not_fit(shapes):
+    (shapes.parent / "hidden_checks.py").write_text("")
+    problem = proofs.prove(shapes, ["shapes.py"])["circle-scaled"][0].problem
+    assert problem == "cannot be scored: hidden_checks.py gives 0 points, checks.py says 2"
+    (shapes.parent / "hidden_checks.py").write_text(SHAPES_HIDDEN)
+    (shapes.parent / "shapes.py").write_text(SHAPES.replace("(3 points", "(4 points"))
+    problem = proofs.prove(shapes, ["shapes.py"])["circle-scaled"][0].problem
+    assert problem == "cannot be scored: its check gives 1 + 2 points, its TODO line says 4"
+
+
+def test_an_answer_file_that_does_not_run(shapes):
+    (shapes.parent / "shapes.py").write_text(SHAPES + "\n1 / 0\n")
+    with pytest.raises(NotebookError, match=r"the cell s does not run: ZeroDivisionError"):
+        proofs.prove(shapes, ["shapes.py"])
+
+
+def test_checks_of_another_part(shapes):
+    checks = shapes.parent / "checks.py"
+    checks.write_text(SHAPES_CHECKS.replace("points=1)", 'points=1, part="other")'))
+    with pytest.raises(NotebookError, match=r"parts \['', 'other'\] differ"):
+        proofs.prove(shapes, ["shapes.py"])
+    checks.write_text(SHAPES_CHECKS.replace("half-area", "whole-area"))
+    with pytest.raises(NotebookError, match=r"checks \['whole-area'\] of its part have no TODO"):
+        proofs.prove(shapes, ["shapes.py"])
 
 
 def test_a_setup_cell_that_fails(unit):

@@ -5,14 +5,22 @@ import pytest
 from notebook_factory import (
     ADD,
     ADD_SOLVED,
+    CODE,
     HINTS,
+    NET,
+    NET_SOLVED,
     SCALER,
+    SEVERAL,
+    THEORY,
     UNIT,
     WHY_SOLVED,
     answered,
     at,
     code,
+    code_notebook,
     course_notebook,
+    several,
+    solve_several,
     text,
 )
 
@@ -35,11 +43,12 @@ def test_links_lead_somewhere(path):
 def test_no_answer_of_the_branch_is_on_main(tmp_path):
     solutions = branch.make_solutions(ROOT, tmp_path / "solutions", say=lambda line: None)
     own = [path for pattern in ("*.py", "*.ipynb", "*.md") for path in rules.files(ROOT, pattern)]
-    assert rules.leaked_answers(own, sorted(solutions.rglob("*.ipynb"))) == []
+    files = [Path(one.unit, name) for one in course.load(ROOT).notebooks() for name in one.answer_files]
+    assert rules.leaked_answers(own, [*sorted(solutions.rglob("*.ipynb")), *(solutions / file for file in files)]) == []
 
 
 def test_units_are_in_the_list_of_units():
-    listed = {unit.path for unit in course.load(ROOT).units}
+    listed = {notebook.path for unit in course.load(ROOT).units for notebook in unit.notebooks}
     assert {path.relative_to(ROOT).as_posix() for path in rules.student_notebooks(ROOT)} <= listed
 
 
@@ -114,12 +123,14 @@ BROKEN = {
     "no hours": (edit("text-made", "1-2 hours", "some time"), r"\*\*1-2 hours\*\*"),
     "wrong sum of points": (edit("text-made", "10 points", "11 points"), r"\*\*10 points\*\*"),
     "no metadata": (lambda nb: nb.metadata.clear(), "metadata `course`"),
+    "other hours": (lambda nb: nb.metadata["course"].update(hours="7"), "metadata `course`"),
+    "not listed": (lambda nb: nb.metadata["course"].update(notebook="x.ipynb"), r"course.toml lists no notebook .*/x"),
     "two roles": (tags("imports", "setup", "answer"), "Cell imports: has the tags"),
     "answer without tag": (tags("add-two"), "Cell add-two: starts with a TODO line but lacks the tag"),
     "check without tag": (tags("check-add-two"), "Cell check-add-two: calls a check but lacks the tag"),
     "raw cell": (change("text-the-end", cell_type="raw"), "raw cell"),
     "prose with role": (tags("text-the-end", "setup"), "text cannot have the role setup"),
-    "slug twice": (add(code(ADD, "x", "answer"), "text-why"), "Answer add-two: 2 cells have this slug"),
+    "slug twice": (add(code(ADD, "x", "answer"), "text-why"), "Answer add-two: 2 TODOs have this slug"),
     "no points": (edit("add-two", "  (3 points, ~5 min)", ""), "with points and minutes"),
     "no todo line": (edit("add-two", "# TODO add-two  (3 points, ~5 min)\n", ""), "with points and minutes"),
     "wrong id": (change("add-two", id="add"), "Answer add-two: its cell has another id"),
@@ -138,6 +149,8 @@ BROKEN = {
     "hints behind code": (add(code("x = 1"), "add-two"), "Answer add-two: has 0 hints"),
     "no check": (remove("check-add-two"), "Answer add-two: no check cell"),
     "check of another": (change("check-add-two", id="check-x"), "Answer add-two: no check cell"),
+    "check of no answer": (change("check-add-two", id="check-x"), "Cell check-x: is the check of no TODO"),
+    "check of another's answer": (edit("check-add-two", "(add_two)", "(ScalerLayer)"), r"`checks.<name>\(add_two\)`"),
     "check and more": (edit("check-add-two", "checks.", "x = 1\nchecks."), "Cell check-add-two: a check cell is one"),
     "check of nothing": (edit("check-add-two", "(add_two)", "(3)"), "Cell check-add-two: a check cell is one"),
     "check of two": (edit("check-add-two", "(add_two)", "(add_two, 1)"), "Cell check-add-two: a check cell is one"),
@@ -157,6 +170,68 @@ def test_rule_fires(name, root):
     nb = course_notebook()
     do(nb)
     found = problems(nb, root)
+    assert any(re.search(says, sentence) for sentence in found), found
+    assert all(sentence.endswith(".") for sentence in found)
+
+
+# A unit with several notebooks and an answer file
+
+
+@pytest.mark.parametrize("path", [THEORY, CODE])
+def test_a_unit_of_several_that_keeps_the_rules(path, tmp_path):
+    assert rules.problems(several(tmp_path) / path, tmp_path / SEVERAL, tmp_path) == []
+
+
+BROKEN_OF_SEVERAL = {
+    "no check": (remove("check-net-loss"), "Answer net-loss in net.py: no check cell"),
+    "no hints": (edit("text-loss", HINTS, ""), "Answer net-loss: has 0 hints.* right before its check"),
+    "hints of two": (remove("check-net-forward"), "Answer net-loss: has 6 hints"),
+    "check of another": (edit("check-net-forward", "(Net)", "(net_loss)"), r"`checks.<name>\(Net\)`"),
+    "points": (edit("title", "15 points", "5 points"), r"\*\*15 points\*\*"),
+    "hours": (edit("title", "2–3 hours", "3-4 hours"), r"\*\*2-3 hours\*\*"),
+    "no reload": (edit("imports", "%autoreload 2", ""), "No setup cell reloads net.py"),
+    "slug of the file": (change("scaler-layer", source=SCALER.replace("scaler-layer", "net-loss")), "2 TODOs have"),
+    "slug of the other notebook": (
+        change("scaler-layer", source=ADD),
+        r"Answer add-two: hw1_theory.ipynb has this slug too",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_OF_SEVERAL)
+def test_rule_fires_in_a_unit_of_several(name, tmp_path):
+    do, says = BROKEN_OF_SEVERAL[name]
+    root, nb = several(tmp_path), code_notebook()
+    do(nb)
+    found = rules.problems(nb, root / SEVERAL, root)
+    assert any(re.search(says, sentence) for sentence in found), found
+    assert all(sentence.endswith(".") for sentence in found)
+
+
+BROKEN_FILES = {
+    "gone": (None, "net.py: cannot be read"),
+    "no Python": (NET.replace("class Net:", "class Net"), "net.py: is not valid Python"),
+    "no docstring": (NET.partition("\n")[2], "net.py: has no docstring on top"),
+    "no points": (NET.replace("  (6 points, ~10 min)", ""), "net.py: write `# TODO net-loss  "),
+    "above nothing": (NET + "\n# TODO more  (1 point, ~1 min)\n", "net.py: the line `# TODO more` must stand above"),
+    "stub without docstring": (NET.replace('    """Return the squared error."""\n', ""), "`net_loss` has no docstring"),
+    "stub names another": (NET.replace('Error("net-loss")', 'Error("x")'), 'net.py: .*raise NotImplementedError."net'),
+    "answered": (NET.replace('raise NotImplementedError("net-loss")', "return 0"), "Answer net-loss: is not a stub"),
+    "stub without TODO": (
+        NET + '\n\ndef more():\n    """Do."""\n    raise NotImplementedError\n',
+        "the stub `more` belongs to no TODO",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FILES)
+def test_rule_fires_for_an_answer_file(name, tmp_path):
+    source, says = BROKEN_FILES[name]
+    root = several(tmp_path)
+    (root / SEVERAL / "net.py").unlink()
+    if source:
+        (root / SEVERAL / "net.py").write_text(source)
+    found = rules.problems(root / CODE, root / SEVERAL, root)
     assert any(re.search(says, sentence) for sentence in found), found
     assert all(sentence.endswith(".") for sentence in found)
 
@@ -268,3 +343,40 @@ def test_what_the_stub_gives_is_no_leak(tmp_path):
     anatomy.write(nb, tmp_path / "main.ipynb")
     anatomy.write(full, tmp_path / "solved.ipynb")
     assert rules.leaked_answers([tmp_path / "main.ipynb"], [tmp_path / "solved.ipynb"]) == []
+
+
+@pytest.fixture
+def net(tmp_path):
+    """Main, and what the branch has, of a unit with an answer file."""
+    root, branch_has = several(tmp_path / "main"), solve_several(tmp_path / "solved")
+    own = [path for pattern in ("*.py", "*.ipynb") for path in rules.files(root, pattern)]
+    return root / SEVERAL, own, [branch_has / THEORY, branch_has / CODE, branch_has / SEVERAL / "net.py"]
+
+
+def test_the_stub_of_an_answer_file_is_no_leak(net):
+    _, own, solved = net
+    assert rules.leaked_answers(own, solved) == []
+
+
+FORWARD = NET_SOLVED[NET_SOLVED.index("    def forward") : NET_SOLVED.index("\n\n\n# TODO net-loss")]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "slug"),
+    [
+        ("checks.py", "", f"class Oracle:\n{FORWARD}\n", "net-forward"),
+        ("checks.py", "", NET_SOLVED[NET_SOLVED.index("def scaled") :], "hw1_made/net.py"),
+        ("net.py", "", NET_SOLVED[NET_SOLVED.index("def scaled") :], None),  # what the stub has, it gives
+        ("net.py", NET, NET_SOLVED, "net-forward"),
+        ("net.py", "", f"TEXT = {FORWARD!r}\n", "net-forward"),
+        ("helper.py", "", NET.replace("Net", "Other"), None),
+    ],
+)
+def test_leaks_of_an_answer_file(file, old, new, slug, net):
+    unit, own, solved = net
+    path = unit / file
+    text = path.read_text() if path.exists() else ""
+    path.write_text(text.replace(old, new) if old else f"{text}\n\n{new}")
+    found = rules.leaked_answers({*own, path}, solved)
+    assert all(one.startswith(f"{path}: ") for one in found)
+    assert (f"{path}: holds (a part of) the answer to {slug}. Take it out." in found) if slug else not found

@@ -23,6 +23,16 @@ folder = "phase1_made/lab1_listed"
 title = "Lab 1: Listed"
 hours = "3-4"
 builds = "Something."
+
+[[unit]]
+folder = "phase1_made/hw1_two"
+title = "Homework 1: Two"
+hours = "3-4"
+builds = "Something."
+notebooks = [
+    { file = "hw1_theory.ipynb", title = "Theory", hours = "1" },
+    { file = "hw1_nets.ipynb", title = "Nets", hours = "2-3" },
+]
 """
 
 
@@ -51,6 +61,30 @@ def test_a_listed_unit_needs_no_title(root):
     assert rules.problems(path, path.parent, root) == []
     assert anatomy.read(path).cells[1].source.startswith("# Lab 1: Listed\n")
     assert (root / "common" / "course.toml").read_text() == TOML
+
+
+def test_a_unit_of_several_notebooks_is_started_one_by_one(root):
+    unit = root / "phase1_made/hw1_two"
+    path = scaffold.new(root, "phase1_made/hw1_two", say=lambda line: None)
+    assert path == unit / "hw1_theory.ipynb"
+    checks = (unit / "checks.py").read_bytes()
+    assert b'@check("mean-squared-error", points=4, part="theory")' in checks
+    with pytest.raises(NotebookError, match="is there already"):
+        scaffold.new(root, "phase1_made/hw1_two")
+    with pytest.raises(NotebookError, match=r"lists no notebook hw1_x.ipynb"):
+        scaffold.new(root, "phase1_made/hw1_two", notebook="hw1_x.ipynb")
+    assert run(root, "new", "phase1_made/hw1_two", "--notebook", "hw1_nets.ipynb") == 0
+    for name, title, answers in (
+        ("hw1_theory.ipynb", "# Homework 1: Theory\n\n**4 points** · **1 hour**", 1),
+        ("hw1_nets.ipynb", "# Homework 1: Nets\n\n**0 points** · **2–3 hours**", 0),
+    ):
+        assert rules.problems(unit / name, unit, root) == []
+        nb = anatomy.read(unit / name)
+        assert nb.cells[1].source.startswith(title)
+        assert len(anatomy.answers(nb)) == answers
+        assert (root / "solutions/phase1_made/hw1_two" / name).is_file()
+    assert 'progress(checks, "nets")' in [cell.source for cell in nb.cells]
+    assert (unit / "checks.py").read_bytes() == checks
 
 
 def test_checks_solution_and_stored_answers_fit_together(made, capsys):

@@ -5,9 +5,11 @@ import shutil
 
 import nbformat
 import pytest
+from notebook_factory import CODE, SEVERAL, THEORY, several
 
 from common.course import find_root, load
-from common.notebooks import anatomy, stamp
+from common.notebooks import anatomy, branch, results, stamp
+from common.notebooks.__main__ import main
 
 UNIT = "phase2_transformers/lab1_attention"
 GITHUB = "https://github.com/owner/name"
@@ -35,7 +37,7 @@ def root(tmp_path):
     folder = tmp_path / UNIT
     folder.mkdir(parents=True)
     (folder.parent / "README.md").write_text(README)
-    (folder / "results.json").write_text(json.dumps({"quick": QUICK, "full": FULL}))
+    (folder / "results.json").write_text(json.dumps({"lab1_attention.ipynb": {"quick": QUICK, "full": FULL}}))
     answer = "# TODO twice  (12 points, ~5 min)\ndef twice(x):\n    raise NotImplementedError('twice')"
     cells = [
         nbformat.v4.new_markdown_cell("# Attention\n\nWhat it is.", id="title"),
@@ -76,7 +78,7 @@ def test_stamping_twice_changes_nothing(root):
 def test_notebook(root):
     stamp.stamp(root)
     found = notebook(root)
-    assert found.metadata["course"] == {"unit": UNIT, "hours": "2-3"}
+    assert found.metadata["course"] == {"unit": UNIT, "notebook": "lab1_attention.ipynb", "hours": "2-3"}
     assert [cell.id for cell in found.cells] == ["colab", "title", "twice", "results"]
     assert anatomy.role(found.cells[0]) == "setup"
     assert found.cells[0].source == stamp.first_cell(UNIT, "")
@@ -131,7 +133,7 @@ def test_results(root):
     assert "Nothing has been measured yet" in (root / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"quick": {"hardware": "x", "rows": []}}', '{"quick": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"x": {"quick": {"hardware": "x", "rows": []}}}', '{"x": {"quick": 3}}'])
 def test_spoilt_results_are_named(root, text):
     (root / UNIT / "results.json").write_text(text)
     with pytest.raises(ValueError, match=r"results\.json is not what `make results` writes"):
@@ -142,6 +144,95 @@ def test_marker_without_end_is_named(root):
     (root / "README.md").write_text("<!-- syllabus:begin -->")
     with pytest.raises(ValueError, match=r"syllabus:begin --> has no <!-- syllabus:end"):
         stamp.stamp(root)
+
+
+# A unit with several notebooks
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A course with a unit of two notebooks, with results of one of them, and a README."""
+    root = several(tmp_path)
+    (root / "README.md").write_text(README)
+    theory = anatomy.read(root / THEORY)
+    theory.cells.append(nbformat.v4.new_markdown_cell(f"## Results\n\n{EMPTY}", id="results"))
+    anatomy.write(theory, root / THEORY)
+    (root / SEVERAL / "results.json").write_text(json.dumps({"hw1_theory.ipynb": {"quick": QUICK, "full": FULL}}))
+    return root
+
+
+def test_several_notebooks_share_a_row_and_have_their_own_tables(two):
+    set_address(two, GITHUB)
+    stamp.stamp(two)
+    theory, code = anatomy.read(two / THEORY), anatomy.read(two / CODE)
+    assert theory.metadata["course"] == {"unit": SEVERAL, "notebook": "hw1_theory.ipynb", "hours": "1"}
+    assert code.metadata["course"] == {"unit": SEVERAL, "notebook": "hw1_code.ipynb", "hours": "2-3"}
+    assert TABLE in theory.cells[-1].source
+
+    link = f"(https://colab.research.google.com/github/owner/name/blob/main/{SEVERAL}"
+    assert f"{link}/hw1_code.ipynb)" in code.cells[1].source
+    text = (two / "README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith("| Homework 1")]
+    assert row == (
+        f"| Homework 1: Made<br>[Theory]({THEORY}) {stamp.BADGE}{link}/hw1_theory.ipynb)"
+        f"<br>[Code]({CODE}) {stamp.BADGE}{link}/hw1_code.ipynb) | 3–4 | A net. | 20 | ready |"
+    )
+    assert f"**Homework 1: Made**\n\n[Theory]({THEORY})\n\n{TABLE}\n\n<!-- results:end -->" in text
+    assert stamp.stamp(two, check=True) == []
+
+
+def test_a_unit_of_which_a_notebook_is_missing_is_planned(two):
+    (two / CODE).unlink()
+    stamp.stamp(two)
+    assert "| Homework 1: Made | 3–4 | A net. |  | planned |" in (two / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def ran(two, monkeypatch):
+    """What `make results` would run, instead of running it."""
+    runs = []
+
+    def run(notebook, scale):
+        runs.append((notebook.name, scale))
+        return {"hardware": "H", "seconds": 1.0, "rows": [["runs", str(len(runs))]]}
+
+    monkeypatch.setattr(results, "_run", run)
+    monkeypatch.setattr(branch, "preview", lambda root, target, say: target)
+    monkeypatch.delenv("COURSE_DATA", raising=False)
+    return runs
+
+
+def measured(root):
+    return json.loads((root / SEVERAL / "results.json").read_text())
+
+
+def test_results_of_one_notebook_and_scale_leave_the_others(two, ran):
+    assert main(["--root", str(two), "results", CODE, "--scale", "full"]) == 0
+    assert ran == [("hw1_code.ipynb", "full")]
+    assert measured(two)["hw1_theory.ipynb"] == {"quick": QUICK, "full": FULL}
+    results.measure(two, [SEVERAL], say=lambda line: None)
+    assert ran[1:] == [("hw1_theory.ipynb", "quick"), ("hw1_code.ipynb", "quick")]
+    found = measured(two)
+    assert found["hw1_theory.ipynb"]["full"] == FULL
+    assert list(found["hw1_code.ipynb"]) == ["quick", "full"], "in this order, whichever was measured first"
+    assert "| runs | 2 |  |" in anatomy.read(two / THEORY).cells[-1].source
+    assert "| runs | 3 | 1 |" in (two / "README.md").read_text(encoding="utf-8")
+
+
+def test_results_of_everything(two, ran, monkeypatch):
+    said = []
+    results.measure(two, say=said.append)
+    assert ran == [("hw1_theory.ipynb", "quick"), ("hw1_code.ipynb", "quick")]
+    assert "COURSE_DATA is not set" in said[0]
+    monkeypatch.setenv("COURSE_DATA", "somewhere")
+    results.measure(two, say=said.append)
+    assert [scale for _, scale in ran[2:]] == ["quick", "full"] * 2
+
+
+def test_results_of_nothing_are_refused(two, ran, capsys):
+    assert main(["--root", str(two), "results", "hw1_code"]) == 1
+    assert f"no notebook is called hw1_code; there are {THEORY}, {CODE}" in capsys.readouterr().err
+    assert ran == []
 
 
 def test_the_checkout_is_stamped():

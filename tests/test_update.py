@@ -3,13 +3,27 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from notebook_factory import ADD, ADD_SOLVED, UNIT, answered, at, code, course_notebook, text
+from notebook_factory import ADD, ADD_SOLVED, UNIT, answered, at, code, course_notebook, text, theory_notebook
 
 from common.notebooks import anatomy, update
 from common.notebooks.anatomy import NotebookError
 
 NOTEBOOK = f"{UNIT}/lab1_made.ipynb"
 STUB_FILE = 'def net():\n    """Build it."""\n    raise NotImplementedError("net")\n'
+TOML = f"""repository = ""
+branch = "main"
+phase = [{{ folder = "phase9_made", title = "Made" }}]
+
+[[unit]]
+folder = "{UNIT}"
+title = "Made"
+hours = "1-2"
+builds = "It."
+notebooks = [
+    {{ file = "lab1_made.ipynb", answer_files = ["net.py"] }},
+    {{ file = "second.ipynb", answer_files = ["same.py"] }},
+]
+"""
 MY_FILE = 'def net():\n    """Build it."""\n    return 42\n'
 
 
@@ -30,15 +44,18 @@ def write_course(folder: Path, version: int) -> None:
         nb.cells[at(nb, "add-two")].source = ADD.replace("Return x plus 2.", "Return x and two more.")
         nb.cells[at(nb, "check-add-two")].outputs[0].text = "new text\n"
     anatomy.write(nb, folder / NOTEBOOK)
+    anatomy.write(theory_notebook(), folder / UNIT / "second.ipynb")
     same = course_notebook()
     same.metadata["course"]["unit"] = "phase9_made/lab2_same"
     anatomy.write(same, folder / "phase9_made/lab2_same/lab2_same.ipynb")
     files = {
-        "common/course.toml": 'repository = ""\n',
+        "common/course.toml": TOML,
         "common/tool.py": f"VERSION = {version}\n",
         f"{UNIT}/checks.py": f"# checks {version}\n",
         f"{UNIT}/net.py": STUB_FILE if version == 1 else STUB_FILE.replace("Build it.", "Build the net."),
         f"{UNIT}/same.py": STUB_FILE,
+        f"{UNIT}/test_net.py": f"from net import net  # {version}\n",
+        f"{UNIT}/drawing.py": f"# for the pictures {version}\n",
         "README.md": f"version {version}\n",
         "gone.md" if version == 1 else "fresh.md": "text\n",
         "run.sh": f"echo {version}\n",
@@ -87,6 +104,9 @@ def half_done(folder: Path) -> None:
     anatomy.write(answered(), folder / "phase9_made/lab2_same/lab2_same.ipynb")
     (folder / UNIT / "net.py").write_text(MY_FILE)
     (folder / UNIT / "same.py").write_text(MY_FILE)
+    (folder / UNIT / "test_net.py").write_text("def test_mine():\n    assert True\n")
+    (folder / UNIT / "drawing.py").write_text("x = 1\n")
+    anatomy.write(theory_notebook(add_two=ADD_SOLVED), folder / UNIT / "second.ipynb")
     (folder / "common" / "tool.py").write_text("VERSION = 'mine'\n")
     (folder / UNIT / "my_plan.md").write_text("mine\n")
 
@@ -112,6 +132,11 @@ def check_result(folder: Path) -> None:
     assert (folder / UNIT / "net.from-update-1.py").read_text() == STUB_FILE.replace("Build it.", "Build the net.")
     assert (folder / UNIT / "same.py").read_text() == MY_FILE
     assert (folder / UNIT / "checks.py").read_text() == "# checks 2\n"
+    for name, content in (("test_net.py", "from net import net  # 2\n"), ("drawing.py", "# for the pictures 2\n")):
+        assert (folder / UNIT / name).read_text() == content, "no answer file"
+        assert (folder / UNIT / f"{name}.before-update-1").is_file()
+    second = {answer.slug: answer.is_stub for answer in anatomy.answers(anatomy.read(folder / UNIT / "second.ipynb"))}
+    assert second == {"add-two": False, "why-two": True}
     assert (folder / "common" / "tool.py").read_text() == "VERSION = 2\n"
     assert (folder / "common" / "tool.py.before-update-1").read_text() == "VERSION = 'mine'\n"
     assert (folder / UNIT / "my_plan.md").read_text() == "mine\n"
@@ -143,7 +168,13 @@ def test_git(clone, remote, committed):
     check_result(clone)
     assert not (clone / "gone.md").exists()
     assert (clone / "phase9_made/lab2_same/lab2_same.ipynb").read_bytes() == before, "upstream left it alone"
-    assert backups(clone) == ["lab1_made.before-update-1.ipynb", "net.from-update-1.py", "tool.py.before-update-1"]
+    assert backups(clone) == [
+        "drawing.py.before-update-1",
+        "lab1_made.before-update-1.ipynb",
+        "net.from-update-1.py",
+        "test_net.py.before-update-1",
+        "tool.py.before-update-1",
+    ]
     assert any("2 of 3 TODOs are answered and carried over" in line for line in said)
     new = git(remote, "rev-parse", "HEAD")
     git(clone, "merge-base", "--is-ancestor", mine, "HEAD")
@@ -184,6 +215,21 @@ def test_untouched_answer_file_is_replaced_from_a_folder(tmp_path):
     write_course(tmp_path / "new", 2)
     run(tmp_path / "mine", tmp_path / "new")
     assert "Build the net." in (tmp_path / "mine" / UNIT / "net.py").read_text()
+
+
+@pytest.mark.parametrize("toml", ["[", 'repository = ""\n', TOML.replace("answer_files", "files_of_a_later_version")])
+def test_a_course_toml_that_this_version_cannot_read(tmp_path, toml):
+    """Whatever may be an answer file stays the student's."""
+    write_course(tmp_path / "mine", 1)
+    write_course(tmp_path / "new", 2)
+    (tmp_path / "new" / "common" / "course.toml").write_text(toml)
+    half_done(tmp_path / "mine")
+    run(tmp_path / "mine", tmp_path / "new")
+    unit = tmp_path / "mine" / UNIT
+    assert (unit / "net.py").read_text() == MY_FILE
+    assert (unit / "drawing.py").read_text() == "x = 1\n"
+    assert (unit / "test_net.py").read_text() == "from net import net  # 2\n"
+    assert (unit / "checks.py").read_text() == "# checks 2\n"
 
 
 def test_unreadable_notebook_is_kept_aside(clone):
@@ -260,8 +306,8 @@ def test_interrupted_anywhere(clone, monkeypatch, committed):
             else:
                 break
         check_result(clone)
-        assert backups(clone)[0] == "lab1_made.before-update-1.ipynb"
-        assert len(backups(clone)) == 3
+        assert backups(clone)[1] == "lab1_made.before-update-1.ipynb"
+        assert len(backups(clone)) == 5
         subprocess.run(["rm", "-rf", str(clone)], check=True)
         steps += 1
     assert steps > 8

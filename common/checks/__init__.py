@@ -19,8 +19,8 @@ A case meets the answer only by calling it with plain tensors and numbers, and l
 """
 
 from common.checks import notebook
-from common.checks.answer import Answer, ModuleAnswer
-from common.checks.case import Case, alike
+from common.checks.answer import Answer, ModuleAnswer, ObjectAnswer
+from common.checks.case import Case, alike, always, made_by
 from common.checks.core import Check, check, find
 from common.checks.report import CaseResult, CheckFailed, Report, progress
 
@@ -31,10 +31,13 @@ __all__ = [
     "Check",
     "CheckFailed",
     "ModuleAnswer",
+    "ObjectAnswer",
     "Report",
     "alike",
+    "always",
     "check",
     "find",
+    "made_by",
     "progress",
 ]
 

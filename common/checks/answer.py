@@ -1,8 +1,9 @@
 """The only door through which a case reaches an answer.
 
-`Answer` stands for a function or a class, `ModuleAnswer` for a module that it returned. Values go in and
-values come out: tensors, numbers, strings, and tuples, lists and dicts of these. What goes in is a copy, so
-an answer that changes its inputs spoils nothing that a case looks at afterwards.
+`Answer` stands for a function or a class, `ModuleAnswer` for a module that it returned, `ObjectAnswer` for any
+other object of a class of the student's. Values go in and values come out: tensors, numbers, strings, and tuples,
+lists and dicts of these. What goes in is a copy, so an answer that changes its inputs spoils nothing that a case
+looks at afterwards.
 
 A grader that runs answers in another process gives the cases objects with these same methods.
 """
@@ -11,10 +12,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from common.checks import autograd
+
+# Objects of classes from here cross the door as they are.
+_PLAIN = {"builtins", "numpy", "torch"}
 
 
 class Detached(Exception):
@@ -24,14 +31,30 @@ class Detached(Exception):
 class Answer:
     """A student's function or class."""
 
-    def __init__(self, target: Callable[..., Any]) -> None:
-        """Stand for `target`."""
-        self._target = target
+    def __init__(self, target: Callable[..., Any], *, autograd: bool = True) -> None:
+        """Stand for `target`; with `autograd=False`, a call that differentiates raises `UsesAutograd`."""
+        self._target, self._autograd = target, autograd
+
+    def without_autograd(self) -> Answer:
+        """Return the same answer, with automatic differentiation forbidden to it."""
+        return Answer(self._target, autograd=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the answer with copies of the arguments; a module that comes back is a `ModuleAnswer`."""
-        result = self._run(*_copy(args), **_copy(kwargs))
-        return ModuleAnswer(result) if isinstance(result, nn.Module) else result
+        """Call the answer with copies of the arguments.
+
+        A module that comes back is a `ModuleAnswer`, an object of a class of the student's an `ObjectAnswer`; also
+        inside a tuple.
+        """
+        return self._wrapped(self._run(*_copy(args), **_copy(kwargs)))
+
+    def _wrapped(self, result: Any) -> Any:
+        if isinstance(result, nn.Module):
+            return ModuleAnswer(result, autograd=self._autograd)
+        if type(result) is tuple:
+            return tuple(self._wrapped(part) for part in result)
+        if isinstance(result, (Tensor, tuple, list, dict)) or type(result).__module__.split(".")[0] in _PLAIN:
+            return result
+        return ObjectAnswer(result, autograd=self._autograd)
 
     def inputs_after(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call the answer and return its positional arguments as the call left them."""
@@ -55,7 +78,8 @@ class Answer:
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return self._target(*args, **kwargs)
+            with nullcontext() if self._autograd else autograd.forbidden():
+                return self._target(*args, **kwargs)
         except Exception as error:
             if shapes := self._shapes(args, kwargs):
                 error.add_note(f"called with {shapes}")
@@ -97,10 +121,7 @@ class ModuleAnswer(Answer):
             KeyError: when there is no parameter or buffer of a name.
             RuntimeError: when a shape does not fit.
         """
-        own = dict(self._target.named_parameters()) | dict(self._target.named_buffers())
-        with torch.no_grad():
-            for name, value in state.items():
-                own[name].copy_(value)
+        _fill(dict(self._target.named_parameters()) | dict(self._target.named_buffers()), state)
 
     def train(self, mode: bool = True) -> ModuleAnswer:
         """Switch to training mode, or with `mode=False` to evaluation mode."""
@@ -122,6 +143,44 @@ class ModuleAnswer(Answer):
         named = dict(self._target.named_parameters())
         found = torch.autograd.grad((result * upstream).sum(), list(named.values()), allow_unused=True)
         return dict(zip(named, found, strict=True))
+
+
+class ObjectAnswer:
+    """An object, no module, that a student's class built."""
+
+    def __init__(self, target: Any, *, autograd: bool = True) -> None:
+        """Stand for `target`; `autograd` as for an `Answer`."""
+        self._target, self._autograd = target, autograd
+
+    @property
+    def kind(self) -> str:
+        """The name of the object's class."""
+        return type(self._target).__name__
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method with copies of the arguments; what comes back is what calling an `Answer` gives."""
+        return Answer(getattr(self._target, method), autograd=self._autograd)(*args, **kwargs)
+
+    def read(self, attribute: str) -> Any:
+        """Return a copy of an attribute: a plain value."""
+        return _copy(getattr(self._target, attribute))
+
+    def fill(self, attribute: str, values: Mapping[str, Tensor]) -> None:
+        """Overwrite tensors, in place, in an attribute that is a dict of them.
+
+        Raises:
+            KeyError: when the dict has no tensor of a name.
+            RuntimeError: when a shape does not fit.
+        """
+        _fill(getattr(self._target, attribute), values)
+
+
+def _fill(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in values.items():
+            if own[name].shape != value.shape:  # copy_ would broadcast
+                raise RuntimeError(f"{name} has shape {tuple(own[name].shape)}, expected {tuple(value.shape)}")
+            own[name].copy_(value)
 
 
 def _copy(value: Any) -> Any:

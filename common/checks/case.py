@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.checks.answer import Answer, Detached
+from common.checks.answer import Answer, Detached, ObjectAnswer
+from common.checks.autograd import UsesAutograd
 from common.checks.report import CaseResult
 
 # How far a right answer may be off, as a share of the largest expected value (at least 1).
@@ -66,8 +67,7 @@ class Case:
             hint: what to look at when it fails; shown to the student, never the answer itself. Left out when
                 the mistake is known.
         """
-        message = ""
-        shown_hint = hint
+        message, known = "", False
         with torch.random.fork_rng(devices=[]):
             self._reseed(name)
             try:
@@ -76,10 +76,9 @@ class Case:
                 if stub_of(error) == self._slug and not any(result.passed for result in self.results):
                     raise AnswerIsStub from None
                 message = explain(error)
-                if isinstance(error, KnownMistake):
-                    shown_hint = ""
+                known = isinstance(error, KnownMistake | UsesAutograd)
         if message:
-            self.results.append(CaseResult(name, 0, points, False, message, shown_hint))
+            self.results.append(CaseResult(name, 0, points, False, message, hint, known))
         else:
             self.results.append(CaseResult(name, points, points, True))
 
@@ -106,7 +105,13 @@ class Case:
     # -- comparisons --------------------------------------------------------------------------------------
 
     def close(
-        self, actual: Any, expected: Tensor, *, what: str = "the result", mistakes: Mistakes | None = None
+        self,
+        actual: Any,
+        expected: Tensor,
+        *,
+        what: str = "the result",
+        mistakes: Mistakes | None = None,
+        tolerance: float | None = None,
     ) -> None:
         """Demand that `actual` equals `expected` up to rounding.
 
@@ -115,15 +120,17 @@ class Case:
             expected: from an independent oracle.
             what: how a message calls the value.
             mistakes: what common mistakes would have returned (a tensor, or a function without arguments that
-                makes it), under the sentence that names the mistake.
+                makes it, or says by a boolean that it was made), under the sentence that names the mistake.
+            tolerance: how far it may be off, as a share of the largest expected value (at least 1); without it,
+                what rounding in the tensors' dtype explains.
 
         Raises:
             Failure: that names the mistake, or the property that is wrong and where.
         """
         actual = _tensor(actual, what)
-        if alike(actual, expected):
+        if alike(actual, expected, tolerance):
             return
-        _raise_known(actual, mistakes)
+        _raise_known(actual, mistakes, tolerance)
         self.shape(actual, tuple(expected.shape), what=what)
         raise Failure(f"{what}: {_difference(actual, expected)}")
 
@@ -203,6 +210,20 @@ class Case:
                 )
 
 
+def made_by(result: Any, mistakes: Mistakes) -> Mistakes:
+    """Turn mistakes into questions: is `result`, of which a case compares only a part, made by this one?"""
+
+    def ask(wrong: Tensor | Callable[[], Any]) -> Callable[[], bool]:
+        return lambda: alike(result, wrong() if callable(wrong) else wrong)
+
+    return {sentence: ask(wrong) for sentence, wrong in mistakes.items()}
+
+
+def always(sentence: str) -> Mistakes:
+    """Return the mistake that explains every wrong value."""
+    return {sentence: lambda: True}
+
+
 # -- messages ---------------------------------------------------------------------------------------------
 
 
@@ -215,6 +236,8 @@ def explain(error: BaseException) -> str:
             "the result is detached from the graph: no gradient flows back to the inputs or parameters. "
             "Look for .detach(), .data, .item(), .numpy(), torch.no_grad() or torch.tensor(...) around a tensor"
         )
+    if isinstance(error, UsesAutograd):
+        return f"your code leaves the work to automatic differentiation ({error}); write the formula out yourself"
     if slug := stub_of(error):
         where = traceback.extract_tb(error.__traceback__)[-1].name
         return f"{slug} is still to do: the line `raise NotImplementedError(...)` stands in `{where}`"
@@ -229,7 +252,7 @@ def explain(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith(here)
         and "site-packages" not in frame.filename
-        and Path(frame.filename).name != "checks.py"
+        and Path(frame.filename).name not in ("checks.py", "hidden_checks.py")
     ]
     if not frames:
         return text
@@ -247,23 +270,23 @@ def _tensor(value: Any, what: str) -> Tensor:
     return value.detach()
 
 
-def alike(actual: Tensor, expected: Tensor) -> bool:
-    """Return whether two tensors have the same shape and, up to rounding, the same values."""
+def alike(actual: Tensor, expected: Tensor, tolerance: float | None = None) -> bool:
+    """Return whether two tensors have the same shape and, up to rounding (or `tolerance`), the same values."""
     if actual.shape != expected.shape:
         return False
     if not expected.is_floating_point() or not actual.is_floating_point():
         return bool((actual.cpu() == expected.cpu()).all())
-    coarser = max(TOLERANCE.get(actual.dtype, 1e-5), TOLERANCE.get(expected.dtype, 1e-5))
+    coarser = tolerance or max(TOLERANCE.get(actual.dtype, 1e-5), TOLERANCE.get(expected.dtype, 1e-5))
     wide = expected.detach().cpu().double()
     size = wide[wide.isfinite()].abs().max().item() if wide.isfinite().any() else 1.0
     return torch.allclose(actual.detach().cpu().double(), wide, rtol=0, atol=coarser * max(1.0, size))
 
 
-def _raise_known(actual: Tensor, mistakes: Mistakes | None) -> None:
+def _raise_known(actual: Tensor, mistakes: Mistakes | None, tolerance: float | None = None) -> None:
     for sentence, wrong in (mistakes or {}).items():
         try:
             made = wrong if isinstance(wrong, Tensor) else wrong()
-            known = made if isinstance(made, bool) else alike(actual, made)
+            known = made if isinstance(made, bool) else alike(actual, made, tolerance)
         except Exception:  # the mistake cannot be made with these shapes
             continue
         if known:
@@ -309,7 +332,7 @@ def _short(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)[:60]
-    return f"a {type(value).__name__}"
+    return f"a {value.kind if isinstance(value, ObjectAnswer) else type(value).__name__}"
 
 
 def _forgot_return(value: Any) -> str:

@@ -16,10 +16,15 @@ CheckFunction = Callable[[Any, Case], None]
 class Check:
     """The cases of one answer. Made by the decorator `check`."""
 
-    def __init__(self, slug: str, points: float, function: CheckFunction) -> None:
+    def __init__(
+        self, slug: str, points: float, function: CheckFunction, *, hidden: float, part: str, autograd: bool
+    ) -> None:
         """Wrap `function(answer, case)`; its cases must give `points` in all."""
         self.slug = slug
         self.points = points
+        self.hidden = hidden
+        self.part = part
+        self.autograd = autograd
         self.function = function
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
@@ -44,11 +49,12 @@ class Check:
             seed: chooses the random inputs; the same seed gives the same inputs.
         """
         case = Case(self.slug, seed)
-        report = Report(self.slug, self.points, case.results)
+        report = Report(self.slug, self.points, case.results, hidden=self.hidden)
+        answer = answer if isinstance(answer, Answer) else Answer(answer)
         try:
-            self.function(answer if isinstance(answer, Answer) else Answer(answer), case)
+            self.function(answer if self.autograd else answer.without_autograd(), case)
         except AnswerIsStub:
-            return Report(self.slug, self.points, todo=True)
+            return Report(self.slug, self.points, todo=True, hidden=self.hidden)
         except Exception as error:
             # A check should only touch the answer inside a case; where it does not, no point is invented.
             missing = self.points - sum(result.out_of for result in case.results)
@@ -59,14 +65,20 @@ class Check:
         return report
 
 
-def check(slug: str, points: float) -> Callable[[CheckFunction], Check]:
+def check(
+    slug: str, points: float, *, hidden: float = 0, part: str = "", autograd: bool = True
+) -> Callable[[CheckFunction], Check]:
     """Make a check of a function `(answer, case)`.
 
     Args:
         slug: the id of the answer cell that the check belongs to.
-        points: what all its cases give together; the points of the TODO line.
+        points: what all its cases give together.
+        hidden: what the hidden tests of the same answer give, which a student does not see and the grader runs;
+            `points + hidden` are the points of the TODO line.
+        part: names the checks of one notebook, in a unit that has several; see `progress`.
+        autograd: whether the answer may use automatic differentiation; where it may not, using it is a mistake.
     """
-    return lambda function: Check(slug, points, function)
+    return lambda function: Check(slug, points, function, hidden=hidden, part=part, autograd=autograd)
 
 
 def find(checks: ModuleType) -> dict[str, Check]:

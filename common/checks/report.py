@@ -14,7 +14,10 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case: its name, the points it gave out of those it could give, and what was wrong."""
+    """One case: its name, the points it gave out of those it could give, and what was wrong.
+
+    `known` says that the message names the mistake for certain; the hint would only lead astray then.
+    """
 
     name: str
     points: float
@@ -22,19 +25,22 @@ class CaseResult:
     passed: bool
     message: str = ""
     hint: str = ""
+    known: bool = False
 
 
 @dataclass
 class Report:
     """All cases of one check, in the order in which they ran.
 
-    `todo` is true when the answer is still the stub that the student was given.
+    `todo` is true when the answer is still the stub that the student was given; `hidden` is what hidden tests of
+    the same answer give beside it.
     """
 
     slug: str
     out_of: float
     cases: list[CaseResult] = field(default_factory=list)
     todo: bool = False
+    hidden: float = 0
 
     @property
     def points(self) -> float:
@@ -66,8 +72,10 @@ class Report:
                 kind = re.sub(r" \(called with .*\)", "", case.message)
                 first = seen.setdefault(kind, case.name)
                 lines += _indented(case.message if first == case.name else f"the same as for: {first}")
-                if case.hint:
+                if case.hint and not case.known:
                     lines += _indented(f"hint: {case.hint}", lambda line: paint(line, DIM))
+        if self.hidden:
+            lines.append(f"  {self.hidden:g} more points come from hidden tests, when it is graded")
         return "\n".join(lines)
 
 
@@ -91,11 +99,21 @@ def remember(report: Report) -> None:
     _session[report.slug] = report
 
 
-def progress(checks: ModuleType) -> None:
-    """Print the points earned so far in this session, one line for each check of the module `checks`."""
+def progress(checks: ModuleType, part: str = "") -> None:
+    """Print the points earned so far in this session, one line for each check of the module `checks`.
+
+    Args:
+        checks: the module.
+        part: of which part of the unit; without it, of all.
+
+    Raises:
+        ValueError: when there is no such part.
+    """
     from common.checks.core import find
 
-    all_checks = find(checks)
+    all_checks = {slug: one for slug, one in find(checks).items() if not part or one.part == part}
+    if not all_checks:
+        raise ValueError(f"checks.py has no check of the part {part!r}")
     width = max(len(slug) for slug in all_checks)
     earned, next_slug = 0.0, None
     for slug, one in all_checks.items():

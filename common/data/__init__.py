@@ -50,7 +50,7 @@ def fetch(name: str, *, url: str, sha256: str) -> Path:
         path = folder / name
         if not path.is_file():
             raise MissingData(f"{path} is missing. Put the file from {url} there, or unset COURSE_DATA to download it.")
-        return _verified(path, sha256)
+        return verified(path, sha256)
     path = CACHE / name
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,10 +61,15 @@ def fetch(name: str, *, url: str, sha256: str) -> Path:
                 f"{name} could not be downloaded ({error}). Connect to the network and try again, or put the file "
                 f"from {url} into a folder and let COURSE_DATA name that folder as the root of {name}."
             ) from None
-    return _verified(path, sha256)
+    return verified(path, sha256)
 
 
-def _verified(path: Path, sha256: str) -> Path:
+def verified(path: Path, sha256: str) -> Path:
+    """Return `path` if the file's content has this SHA-256 checksum.
+
+    Raises:
+        MissingData: when it has another, so when the file is damaged.
+    """
     if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise MissingData(f"{path} is damaged (its checksum is wrong). Delete it and run this again.")
     return path

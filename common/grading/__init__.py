@@ -1,7 +1,8 @@
 """Submissions in, grades out: `python -m common.grading FOLDER`, or `make grade SUBMISSIONS=FOLDER`.
 
-`collect` finds each student's notebooks and grafts their answers onto the course's own notebook, `pool` runs
-each submission in worker processes, `worker` is what happens inside one, `output` writes the results.
+`collect` finds each student's notebooks and answer files and grafts their answers onto the course's own notebook,
+`pool` runs each submission in worker processes, `worker` is what happens inside one, `output` writes the results.
+Answers in prose are marked by a person: `marking` writes the page to read, `marks` takes the marks in.
 
 The seam between what is trusted and what is not runs through `worker`: `Session` holds the student's code,
 `judge` holds the checks and meets an answer only through the `common.checks.Answer` that the session hands

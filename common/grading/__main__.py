@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -15,8 +16,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.grading import collect, output
+from common import course
+from common.grading import collect, marking, marks, output
+from common.grading.collect import Base, Task
 from common.grading.pool import Row, Settings, grade
+from common.notebooks import branch
 from common.notebooks.anatomy import NotebookError
 
 NOT_CONTAINED = (
@@ -46,7 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"{error.filename}: {error.strerror}")
     if not tasks:
         return _refuse(f"{options.folder} is empty: it needs a sub-folder or a notebook for each student")
-    settings = Settings(options.seed, options.jobs, options.timeout, int(options.memory * 2**30))
+    with tempfile.TemporaryDirectory() as tmp:
+        try:
+            return _grade(options, bases, tasks, Path(tmp) / "solutions")
+        except NotebookError as error:  # a file of the results cannot be written
+            return _refuse(f"{error} The rows are in {options.out / 'results.jsonl'}.")
+
+
+def _grade(options: argparse.Namespace, bases: list[Base], tasks: list[Task], tmp: Path) -> int:
+    solved = _solved(options.course, tasks, tmp)
+    hidden = {base.unit: solved / base.unit / "hidden_checks.py" for base in bases} if solved else {}
+    hidden = {unit: path for unit, path in hidden.items() if path.is_file()}
+    settings = Settings(options.seed, options.jobs, options.timeout, int(options.memory * 2**30), hidden)
     print(f"{len(tasks)} submissions, {settings.jobs} at a time, seed {settings.seed}")
     about = {"seed": settings.seed, "started": datetime.now().astimezone().isoformat(timespec="seconds")}
     rows: list[Row] = []
@@ -66,10 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             interrupted = True
     seconds = time.monotonic() - began
     about |= {"seconds": round(seconds, 1), "complete": not interrupted, "submissions": len(tasks)}
-    try:
-        output.write(options.out, rows, about)
-    except NotebookError as error:
-        return _refuse(f"{error} The rows are in {options.out / 'results.jsonl'}.")
+    problems = marks.update(options.out, rows)
+    output.write(options.out, rows, about)
+    marking.write(options.out, rows, bases, solved)
     print(output.summary(rows))
     print(f"\n{len(rows)} rows in {seconds:.1f} s, {seconds / max(1, len(rows)):.2f} s each: {options.out}")
     print(f"To repeat this grading exactly: --seed {settings.seed}")
@@ -79,8 +93,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = sum(row.failed for row in rows)
     if failed:
         print(f"{failed} rows could not be graded by no fault of their students: see their remarks.")
+    for base in {task.base.unit: task.base for task in tasks if task.base and task.files}.values():
+        if base.hidden and base.unit not in hidden:
+            print(f"HIDDEN TESTS NOT FOUND: {base.unit} lacks {sum(base.hidden.values()):g} points in every row.")
+    if any(answer.prose for row in rows for answer in row.answers):
+        print("\n".join([*problems, marks.remaining(options.out, rows)]))
     print(NOT_CONTAINED)
     return 130 if interrupted else 1 if failed else 0
+
+
+def _solved(root: Path | None, tasks: list[Task], target: Path) -> Path | None:
+    """Write what the branch `solutions` has for graders, if anybody's unit has hidden tests or questions in prose."""
+    units = [task.base for task in tasks if task.base and task.files]
+    if not any(base.hidden or any(part.prose for part in base.parts) for base in units):
+        return None
+    try:
+        return branch.preview(root or course.find_root(), target)
+    except NotebookError as error:
+        print(f"THE SOLUTIONS CANNOT BE READ, so there are no hidden tests and no rubrics: {error}", file=sys.stderr)
+        return None
 
 
 def _progress(rows: Iterator[Row], total: int) -> Iterator[Row]:
@@ -99,12 +130,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m common.grading", description="Grade a folder of submissions.", epilog=NOT_CONTAINED
     )
     add = parser.add_argument
-    add("folder", type=Path, help="one sub-folder, notebook or zip file for each student, under any name")
+    add("folder", type=Path, help="for each student a sub-folder, a zip file or loose files, under any names")
     add("--unit", help="such as phase2_transformers/lab1_attention (default: found out from each notebook)")
     add("--out", type=Path, default=Path("grades"), help="folder for the results (grades)")
     add("--seed", type=int, default=None, help="repeats an earlier grading (default: a fresh one)")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="submissions at a time (all cores)")
-    add("--timeout", type=float, default=120, help="seconds for a submission, a quarter for one answer (120)")
+    add("--timeout", type=float, default=120, help="seconds for a notebook, a quarter for one answer (120)")
     add("--memory", type=float, default=4, help="GiB that a submission may use, on Linux (4)")
     add("--course", type=Path, default=None, help="the course (the one this command belongs to)")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Finds the notebooks that students handed in, and what in them is to be graded.
+"""Finds the notebooks and answer files that students handed in, and what in them is to be graded.
 
 Nothing of a submission is run here, and nothing odd in one stops the others: it becomes a remark.
 """
@@ -6,11 +6,15 @@ Nothing of a submission is run here, and nothing odd in one stops the others: it
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib.util
 import os
+import re
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 
@@ -23,8 +27,33 @@ from common.notebooks.anatomy import Answer, NotebookError
 from common.notebooks.graft import graft
 
 LITTER = {"__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini"}
-MOST_NOTEBOOKS = 50  # read of one student
+MOST_FILES = 50  # notebooks read of one student, and as many Python files
 LARGEST_NOTEBOOK = 50 * 2**20  # bytes
+LARGEST_PYTHON = 2**20
+LONGEST_PROSE = 20_000  # characters of one answer
+
+
+@dataclass(frozen=True)
+class AnswerFile:
+    """An answer file as the student was given it: its name and its TODOs."""
+
+    name: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A notebook of a unit as it is graded: its name, the TODOs in its cells, and its answer files."""
+
+    name: str
+    notebook: NotebookNode
+    cells: tuple[Answer, ...]
+    files: tuple[AnswerFile, ...]
+
+    @property
+    def prose(self) -> list[Answer]:
+        """The TODOs that a person marks."""
+        return [answer for answer in self.cells if answer.kind == "markdown"]
 
 
 @dataclass(frozen=True)
@@ -33,16 +62,29 @@ class Base:
 
     Attributes:
         unit: its folder from the root of the course, with slashes.
-        stubs: the source of each answer cell as the student was given it.
+        parts: its notebooks.
         imports: the import statements of its setup cells and of its checks.
+        hidden: the points of its hidden tests, by slug.
     """
 
     unit: str
     folder: Path
-    notebook: NotebookNode
-    answers: tuple[Answer, ...]
-    stubs: dict[str, str]
+    parts: tuple[Part, ...]
     imports: tuple[str, ...]
+    hidden: dict[str, float]
+
+    @cached_property
+    def todos(self) -> dict[str, tuple[Answer, ...]]:
+        """The TODOs of each notebook, followed by those of its answer files, by the name of the file."""
+        found: dict[str, tuple[Answer, ...]] = {}
+        for part in self.parts:
+            found |= {part.name: part.cells} | {file.name: file.answers for file in part.files}
+        return found
+
+    @cached_property
+    def stubs(self) -> dict[str, str]:
+        """The source of each answer cell as the student was given it, by slug."""
+        return {answer.slug: answer.source for part in self.parts for answer in part.cells}
 
 
 @dataclass(frozen=True)
@@ -50,19 +92,21 @@ class Task:
     """One student's submission for one unit.
 
     Attributes:
-        notebook: the name of the file that is graded; None when there is nothing to grade.
         base: the unit; None when none fits.
-        steps: the cells to run.
-        prose: the Markdown answers by slug, for a person to grade.
+        files: the names of the files that are graded; none when there is nothing to grade.
+        jobs: what to run, for each notebook of the unit that there is anything to run of.
+        prose: the Markdown answers by slug, for a person to mark; "" for one that is not answered.
+        missing: the course's notebooks and answer files that were not handed in.
     """
 
     student: str
     unit: str
-    notebook: str | None
     base: Base | None
     remarks: list[str]
-    steps: tuple[Step, ...] = ()
+    files: tuple[str, ...] = ()
+    jobs: tuple[tuple[Step, ...], ...] = ()
     prose: dict[str, str] = field(default_factory=dict)
+    missing: frozenset[str] = frozenset()
 
 
 def load_units(root: Path | None = None, only: str | None = None) -> list[Base]:
@@ -73,7 +117,7 @@ def load_units(root: Path | None = None, only: str | None = None) -> list[Base]:
         only: the folder of the only unit to read.
 
     Raises:
-        NotebookError: there is no such unit, or its notebook cannot be read.
+        NotebookError: there is no such unit, or a notebook or answer file of it cannot be read.
     """
     found = course.load(root)
     ready = [unit for unit in found.ready() if (found.root / unit.folder / "checks.py").is_file()]
@@ -81,24 +125,21 @@ def load_units(root: Path | None = None, only: str | None = None) -> list[Base]:
         only = only.rstrip("/")
         ready = [unit for unit in ready if unit.folder == only]
         if not ready:
-            raise NotebookError(f"{only}: no unit with a notebook and a checks.py in {found.root}")
-    return [_base(unit.folder, found.notebook(unit)) for unit in ready]
+            raise NotebookError(f"{only}: no unit with its notebooks and a checks.py in {found.root}")
+    return [_base(unit, found.root / unit.folder) for unit in ready]
 
 
-def _base(unit: str, path: Path) -> Base:
-    notebook = anatomy.read(path)
-    answers = tuple(anatomy.answers(notebook))
-    sources = [cell.source for cell in notebook.cells if anatomy.role(cell) == "setup"]
-    sources.append((path.parent / "checks.py").read_text(encoding="utf-8"))
-    local = {file.stem for file in path.parent.glob("*.py")}
-    return Base(
-        unit,
-        path.parent,
-        notebook,
-        answers,
-        {answer.slug: answer.source for answer in answers},
-        tuple(line for source in sources for line in _imports(source, local)),
-    )
+def _base(unit: course.Unit, folder: Path) -> Base:
+    parts = []
+    for one in unit.notebooks:
+        notebook = anatomy.read(folder / one.file)
+        files = [AnswerFile(name, tuple(anatomy.file_answers(folder / name))) for name in one.answer_files]
+        parts.append(Part(one.file, notebook, tuple(anatomy.answers(notebook)), tuple(files)))
+    checks = (folder / "checks.py").read_text(encoding="utf-8")
+    sources = [cell.source for part in parts for cell in part.notebook.cells if anatomy.role(cell) == "setup"]
+    local = {file.stem for file in folder.glob("*.py")}
+    imports = tuple(line for source in [*sources, checks] for line in _imports(source, local))
+    return Base(unit.folder, folder, tuple(parts), imports, _hidden_points(checks))
 
 
 def _imports(source: str, local: set[str]) -> Iterator[str]:
@@ -114,8 +155,21 @@ def _imports(source: str, local: set[str]) -> Iterator[str]:
             yield ast.unparse(node)
 
 
+def _hidden_points(checks: str) -> dict[str, float]:
+    """What `@check("slug", ..., hidden=points)` says in a checks.py; the grader itself does not import it."""
+    found = {}
+    tree = anatomy.python(checks)
+    for call in ast.walk(tree) if tree else []:
+        if isinstance(call, ast.Call) and call.args:
+            values = {keyword.arg: keyword.value for keyword in call.keywords}
+            if "hidden" in values:
+                with contextlib.suppress(ValueError):
+                    found[ast.literal_eval(call.args[0])] = ast.literal_eval(values["hidden"])
+    return found
+
+
 def collect(folder: Path, bases: Sequence[Base], unit: str | None = None, skip: Path | None = None) -> list[Task]:
-    """Find the submissions in a folder: one sub-folder, notebook or zip file for each student.
+    """Find the submissions in a folder: for each student a sub-folder, a zip file, or loose files.
 
     Args:
         folder: where they lie.
@@ -134,8 +188,22 @@ def collect(folder: Path, bases: Sequence[Base], unit: str | None = None, skip: 
         if _is_litter(entry.name) or (skip and entry.resolve() == skip.resolve()):
             continue
         is_folder = entry.is_dir() and not entry.is_symlink()
-        entries.setdefault(printable(entry.name if is_folder else entry.stem), []).append(entry)
+        student = entry.name if is_folder else _student(entry.stem, bases)
+        entries.setdefault(printable(student), []).append(entry)
     return [task for student, paths in entries.items() for task in _tasks(student, paths, bases, unit)]
+
+
+def _student(stem: str, bases: Sequence[Base]) -> str:
+    """Whose a loose file is: what stands in its name before the mark of Moodle, of Canvas, or the course's own name."""
+    names = [re.escape(Path(name).stem) for base in bases for name in base.todos]
+    for pattern in (
+        r"(.+_\d+)_assignsubmission_.*",
+        r"([^\W_]+)(?:_late)?(_\d+)_\d+_.*",
+        rf"(.*[^\W_])[-_ .]+(?:{'|'.join(names)})(?: ?\(\d+\)|-\d+)?",
+    ):
+        if found := re.fullmatch(pattern, stem, re.IGNORECASE):
+            return "".join(found.groups())
+    return stem
 
 
 def printable(text: str) -> str:
@@ -143,117 +211,228 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-@dataclass(frozen=True)
+# -- one student ---------------------------------------------------------------------------------------------
+
+
+@dataclass
 class _Candidate:
+    """A file that may be the one to grade as a notebook or answer file of a unit.
+
+    Attributes:
+        wanted: the name that the course gives to the file.
+        rank: the smallest is graded.
+        steps: what to run.
+        remarks: what is odd about it, if it is graded.
+    """
+
     name: str
     base: Base
-    found: int
-    answered: int
-    task: Task
+    wanted: str
+    rank: tuple[float, ...]
+    steps: list[Step]
+    remarks: list[str]
+    prose: dict[str, str] = field(default_factory=dict)
 
 
 def _tasks(student: str, entries: Sequence[Path], bases: Sequence[Base], unit: str | None) -> list[Task]:
     remarks: list[str] = []
-    candidates: dict[str, list[_Candidate]] = {}
-    for name, content in _notebooks(entries, remarks):
+    files = list(_files(entries, remarks))
+    candidates: list[_Candidate] = []
+    notebooks = [file for file in files if ".ipynb" in file.name.lower()]
+    for file, content in _read(notebooks, "notebooks", LARGEST_NOTEBOOK, remarks):
         try:
-            candidate = _candidate(student, name, anatomy.parse(content), bases)
+            candidate = _notebook(file.name, anatomy.parse(content), bases)
         except NotebookError as error:
-            remarks.append(f"{name}: {error}")
+            remarks.append(f"{file.name}: {error}")
         except Exception as error:  # a notebook stranger than we could imagine is still only one notebook
-            remarks.append(f"{name}: cannot be read ({type(error).__name__})")
+            remarks.append(f"{file.name}: cannot be read ({type(error).__name__})")
         else:
             if candidate is None:
-                remarks.append(f"{name}: no answer cell of {unit or 'any unit of the course'} is in it")
+                remarks.append(f"{file.name}: no answer cell of {unit or 'any unit of the course'} is in it")
             else:
-                candidates.setdefault(candidate.base.unit, []).append(candidate)
-    tasks = []
-    for same in candidates.values():
-        best, *rest = sorted(same, key=lambda one: (-one.answered, -one.found, one.name))
-        task = best.task
-        task.remarks[:0] = remarks
-        if rest:
-            names = ", ".join(one.name for one in rest)
-            task.remarks.append(f"graded {best.name}; not graded, since no more is answered in them: {names}")
-        tasks.append(task)
+                candidates.append(candidate)
+    candidates += _answer_files(files, bases, {one.base.unit for one in candidates}, remarks)
+    if not notebooks and not candidates:
+        listed = [file.name for file in files]
+        shown = f" (found: {', '.join(listed[:5])}{', ...' if len(listed) > 5 else ''})" if listed else ""
+        remarks.append(f"no notebook{shown}")
+    units: dict[str, list[_Candidate]] = {}
+    for candidate in candidates:
+        units.setdefault(candidate.base.unit, []).append(candidate)
+    tasks = [_task(student, same, remarks) for same in units.values()]
     if not tasks:
         base = bases[0] if unit and bases else None
-        tasks = [Task(student, unit or "", None, base, remarks or ["no notebook"])]
+        tasks = [Task(student, unit or "", base, remarks, missing=frozenset(base.todos if base else ()))]
     return tasks
 
 
-def _candidate(student: str, name: str, notebook: NotebookNode, bases: Sequence[Base]) -> _Candidate | None:
-    """Find the unit that a notebook belongs to, and graft its answers; None when it belongs to no unit."""
+def _task(student: str, candidates: Sequence[_Candidate], remarks: Sequence[str]) -> Task:
+    """Choose among the files for one unit, and put together what is to be run."""
+    base = candidates[0].base
+    chosen: dict[str, _Candidate] = {}
+    said = list(remarks)
+    for wanted, todos in base.todos.items():
+        same = sorted((one for one in candidates if one.wanted == wanted), key=lambda one: (one.rank, one.name))
+        if not same:
+            if todos:
+                points = sum(answer.points or 0 for answer in todos)
+                said.append(f"{wanted} was not found: its {points} points are missing")
+            continue
+        chosen[wanted], *rest = same
+        said += same[0].remarks
+        if rest:
+            others = ", ".join(one.name for one in rest)
+            said.append(f"graded {same[0].name}; not graded, since no more is answered in them: {others}")
+    jobs = []
+    for part in base.parts:
+        names = [*(file.name for file in part.files), part.name]  # the cells import the files
+        steps = tuple(step for name in names if name in chosen for step in chosen[name].steps)
+        if any(step.kind == "answer" for step in steps):
+            jobs.append(steps)
+    prose = {slug: text for one in chosen.values() for slug, text in one.prose.items()}
+    files = tuple(one.name for one in chosen.values())
+    return Task(student, base.unit, base, said, files, tuple(jobs), prose, frozenset(base.todos.keys() - chosen))
+
+
+def _notebook(name: str, notebook: NotebookNode, bases: Sequence[Base]) -> _Candidate | None:
+    """Find the notebook of the course that a notebook is, and graft its answers; None when it is none."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     slugs = {cell.id for cell in notebook.cells}
     slugs |= {todo.slug for cell in notebook.cells if (todo := anatomy.todo(cell.source))}
     names = {defined for cell in code for defined in anatomy.defined_names(cell.source)}
+    sources = {cell.source.strip() for cell in code}
     course_data = notebook.metadata.get("course")
     claimed = course_data.get("unit") if isinstance(course_data, dict) else None
 
-    def found_of(base: Base) -> int:
-        return sum(answer.slug in slugs or answer.name in names for answer in base.answers)
+    def found_of(part: Part) -> int:
+        checks = [cell.source.strip() for cell in part.notebook.cells if anatomy.role(cell) == "check"]
+        answers = sum(answer.slug in slugs or answer.name in names for answer in part.cells)
+        return answers or (sum(source in sources for source in checks) if part.files else 0)
 
-    base = max(bases, key=lambda base: (found_of(base), base.unit == claimed))
-    found = found_of(base)
+    parts = [(found_of(part), base.unit == claimed, base, part) for base in bases for part in base.parts]
+    found, _, base, part = max(parts, key=lambda one: one[:2])
     if not found:
         return None
-    grafted = graft(base.notebook, notebook)
+    grafted = graft(part.notebook, notebook)
     steps, prose, setups = [], {}, 0
-    by_index = {answer.index: answer for answer in base.answers}
+    place = f" of {part.name}" if len(base.parts) > 1 else ""
+    by_index = {answer.index: answer for answer in part.cells}
     for index, cell in enumerate(grafted.notebook.cells):
         answer = by_index.get(index)
         if answer and answer.kind == "markdown":
             lines = [line for line in cell.source.split("\n") if not anatomy.todo_in(line)]
-            prose[answer.slug] = "\n".join(lines).strip() if grafted.answered[answer.slug] else "(not answered)"
+            text = "\n".join(lines).strip() if grafted.answered[answer.slug] else ""
+            prose[answer.slug] = text[:LONGEST_PROSE] + (" … (shortened)" if len(text) > LONGEST_PROSE else "")
         elif answer:
             steps.append(Step("answer", answer.slug, cell.source, answer.name or ""))
         elif anatomy.role(cell) == "setup" and cell.cell_type == "code":
             setups += 1
-            steps.append(Step("setup", f"setup cell {setups}", cell.source))
+            steps.append(Step("setup", f"setup cell {setups}{place}", cell.source))
     remarks = [printable(remark) for remark in grafted.remarks]
-    task = Task(student, base.unit, name, base, remarks, tuple(steps), prose)
-    return _Candidate(name, base, found, sum(grafted.answered.values()), task)
+    rank = (-sum(grafted.answered.values()), -found)
+    return _Candidate(name, base, part.name, rank, steps, remarks, prose)
+
+
+# -- answer files --------------------------------------------------------------------------------------------
+
+
+def _answer_files(
+    files: Sequence[_File], bases: Sequence[Base], present: set[str], remarks: list[str]
+) -> Iterator[_Candidate]:
+    """Find the answer files among a student's files; `present` are the units whose notebooks are there."""
+    wanted = [(base, file) for base in bases for part in base.parts for file in part.files]
+    given = {path.name for base in bases for path in base.folder.glob("*.py")} - {file.name for _, file in wanted}
+    python = [file for file in files if re.search(r"\.py(?![a-z])", file.name.lower())]
+    python = [file for file in python if wanted and Path(file.name).name not in given]
+    python.sort(key=lambda file: min(_likeness(file.name, one.name) for _, one in wanted))
+    for file, content in _read(python, "Python files", LARGEST_PYTHON, remarks):
+        source = _text(content)
+        names = set(anatomy.defined_names(source))
+        fitting = []
+        for base, one in wanted:
+            likeness = _likeness(file.name, one.name)
+            defined = sorted({answer.name for answer in one.answers if answer.name} & names)
+            if likeness == 0 or (defined and (likeness == 1 or base.unit in present or not present)):
+                fitting.append((likeness, base.unit not in present, -len(defined), base, one, defined))
+        if not fitting:
+            continue
+        likeness, _, _, base, one, defined = min(fitting, key=lambda fit: fit[:3])
+        said = ["", f"{file.name} was taken as {one.name}, by its name"][min(likeness, 1)]
+        if likeness == 2:
+            said = f"{file.name} was taken as {one.name}, since it defines {', '.join(defined)}"
+        open_todos = set(re.findall(r"^[^#\n]*NotImplementedError\([\"']([a-z0-9-]+)[\"']\)", source, re.M))
+        answered = sum(answer.name in names and answer.slug not in open_todos for answer in one.answers)
+        steps = [Step("file", one.name, source)]
+        steps += [Step("answer", answer.slug, "", answer.name or "", file=one.name) for answer in one.answers]
+        rank = (-answered, likeness, file.name.count("/"))
+        yield _Candidate(file.name, base, one.name, rank, steps, [said] if said else [])
+
+
+def _likeness(name: str, wanted: str) -> int:
+    """How a file is called: 0 as the course calls it, 1 by a form of that name, 2 otherwise."""
+    last = name.split("/")[-1].lower()
+    stem = re.escape(wanted.lower().removesuffix(".py"))
+    return 0 if last == wanted.lower() else 1 if re.search(rf"(?<![a-z]){stem}(?![a-z])", last) else 2
+
+
+def _text(content: bytes) -> str:
+    """The text of a Python file, however it is encoded, as it can be written in UTF-8."""
+    try:
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            text = content.decode("utf-16")
+        else:
+            text = importlib.util.decode_source(content)
+    except (SyntaxError, UnicodeDecodeError):
+        text = content.decode("cp1252", "replace")
+    text = text.encode("utf-8", "replace").decode()
+    return re.sub(r"\A((?:.*\n)?[ \t\f]*#.*?coding[:=][ \t]*)[-\w.]+", r"\1utf-8", text)
 
 
 # -- files ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a submission: its name to show, and what reads up to so many bytes of it."""
+
+    name: str
+    read: Callable[[int], bytes]
 
 
 def _is_litter(name: str) -> bool:
     return name in LITTER or (name.startswith(".") and bool(name.strip(".")))
 
 
-def _notebooks(entries: Sequence[Path], remarks: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield the names and contents of a student's notebooks; what is odd goes to `remarks`."""
-    others, number = [], 0
-    for path, name in _files(entries, remarks):
-        kind = path.name.lower()
-        if ".ipynb" not in kind and not kind.endswith(".zip"):
-            others.append(name)
-            continue
-        number += 1
-        if number > MOST_NOTEBOOKS:
-            remarks.append(f"more than {MOST_NOTEBOOKS} notebooks: the others were not read")
-            return
+def _read(files: Sequence[_File], kind: str, most: int, remarks: list[str]) -> Iterator[tuple[_File, bytes]]:
+    """Yield files with their contents; what cannot be read goes to `remarks`."""
+    if len(files) > MOST_FILES:
+        remarks.append(f"more than {MOST_FILES} {kind}: the others were not read")
+    for file in files[:MOST_FILES]:
         try:
-            content = _content(path)
+            content = file.read(most + 1)
         except OSError as error:
-            remarks.append(f"{name}: cannot be read ({error.strerror or error})")
-            continue
-        if kind.endswith(".zip"):
-            yield from _unzipped(name, content, remarks)
+            remarks.append(f"{file.name}: cannot be read ({error.strerror or error})")
+        except Exception as error:  # whatever a damaged zip file leads to
+            remarks.append(f"{file.name}: cannot be unpacked ({type(error).__name__}); unpack it by hand")
         else:
-            yield name, content
-    if not number:
-        listed = f" (found: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''})" if others else ""
-        remarks.append(f"no notebook{listed}")
+            if len(content) > most:
+                remarks.append(f"{file.name}: larger than {most // 2**20} MB; clear its outputs")
+            else:
+                yield file, content
 
 
-def _files(entries: Sequence[Path], remarks: list[str]) -> Iterator[tuple[Path, str]]:
-    """Yield the regular files below `entries` with the names to show; links are not followed."""
+def _files(entries: Sequence[Path], remarks: list[str]) -> Iterator[_File]:
+    """Yield the regular files below `entries`, and those in zip files; links are not followed."""
 
     def refuse(error: OSError) -> None:
         remarks.append(f"{printable(Path(error.filename).name)}: cannot be opened ({error.strerror})")
+
+    def reader(path: Path) -> Callable[[int], bytes]:
+        def read(most: int) -> bytes:
+            with path.open("rb") as file:
+                return file.read(most)
+
+        return read
 
     for entry in entries:
         if entry.is_symlink() or not entry.is_dir():
@@ -270,38 +449,29 @@ def _files(entries: Sequence[Path], remarks: list[str]) -> Iterator[tuple[Path, 
                 remarks.append(f"{name}: a link, which is not followed; hand in the file itself")
             elif not stat.S_ISREG(path.stat().st_mode):
                 remarks.append(f"{name}: not a file")
+            elif path.name.lower().endswith(".zip"):
+                yield from _zipped(_File(name, reader(path)), remarks)
             else:
-                yield path, name
+                yield _File(name, reader(path))
 
 
-def _content(path: Path) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(LARGEST_NOTEBOOK + 1)
-    if len(content) > LARGEST_NOTEBOOK:
-        raise OSError(f"larger than {LARGEST_NOTEBOOK // 2**20} MB; clear its outputs")
-    return content
-
-
-def _unzipped(name: str, content: bytes, remarks: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield the notebooks of a zip file; they are read in memory, so no path in it can do harm."""
+def _zipped(file: _File, remarks: list[str]) -> Iterator[_File]:
+    """Yield the files in a zip file; they are read in memory, so no path in it can do harm."""
+    contents = [content for _, content in _read([file], "zip files", LARGEST_NOTEBOOK, remarks)]
     try:
-        with zipfile.ZipFile(BytesIO(content)) as archive:
-            inside = [
-                info
-                for info in archive.infolist()
-                if ".ipynb" in info.filename.lower()
-                and not info.is_dir()
-                and not any(_is_litter(part) for part in info.filename.split("/"))
-            ]
-            if not inside:
-                remarks.append(f"{name}: no notebook in it")
-            for info in inside[:MOST_NOTEBOOKS]:
-                inner = printable(f"{name}/{info.filename}")
-                with archive.open(info) as file:
-                    data = file.read(LARGEST_NOTEBOOK + 1)
-                if len(data) > LARGEST_NOTEBOOK:
-                    remarks.append(f"{inner}: larger than {LARGEST_NOTEBOOK // 2**20} MB")
-                else:
-                    yield inner, data
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
-        remarks.append(f"{name}: cannot be unpacked ({type(error).__name__}); unpack it by hand")
+        archives = [zipfile.ZipFile(BytesIO(content)) for content in contents]
+    except Exception as error:
+        remarks.append(f"{file.name}: cannot be unpacked ({type(error).__name__}); unpack it by hand")
+        return
+
+    def reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[int], bytes]:
+        def read(most: int) -> bytes:
+            with archive.open(info) as member:
+                return member.read(most)
+
+        return read
+
+    for archive in archives:
+        for info in archive.infolist():
+            if not info.is_dir() and not any(_is_litter(part) for part in info.filename.split("/")):
+                yield _File(printable(f"{file.name}/{info.filename}"), reader(archive, info))

@@ -7,21 +7,26 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
+FOLDER = "grading-"  # what the name of a job's folder begins with
+
 
 @dataclass(frozen=True)
 class Step:
-    """A cell to run: a setup cell of the course, or a student's answer.
+    """Something to run: a setup cell of the course, a student's answer file, or a student's answer.
 
     Attributes:
-        label: the answer's slug, or how messages call the setup cell.
+        label: the answer's slug, the name of the answer file, or how messages call the setup cell.
+        source: of the cell or file; "" for an answer in a file.
         name: what the answer is to define.
+        file: the answer file that holds the answer; "" when it is a cell.
         judged: whether its check is to run; false when that was done by an earlier worker.
     """
 
-    kind: Literal["setup", "answer"]
+    kind: Literal["setup", "file", "answer"]
     label: str
     source: str
     name: str = ""
+    file: str = ""
     judged: bool = True
 
 
@@ -30,9 +35,10 @@ class Job:
     """What one worker does.
 
     Attributes:
-        steps: the cells to run, in order.
+        steps: what to run, in order.
         checks: the checks.py that judges the answers.
-        folder: where to run them.
+        hidden: the hidden_checks.py that judges them further, if there is one.
+        folder: where to run them; it holds the unit's own Python files.
         seed: chooses the inputs of the checks.
         memory: bytes that the worker may use, beyond what it starts with.
         seconds: the submission's time limit.
@@ -40,6 +46,7 @@ class Job:
 
     steps: tuple[Step, ...]
     checks: Path
+    hidden: Path | None
     folder: Path
     seed: int
     memory: int

@@ -25,7 +25,11 @@ STATES = {
     "broken": "Could not be checked.",
     "stopped": "Stopped: this answer was left out, and the rest was run without it.",
     "not run": "Not run.",
+    "missing": "Not handed in.",
 }
+PAGES = jinja2.Environment(
+    autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.FileSystemLoader(Path(__file__).parent)
+)
 
 
 def write(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
@@ -43,14 +47,12 @@ def write(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
     write_bytes(_csv(rows).encode(), folder / "grades.csv")
     results = about | {"rows": [row.as_dict() for row in rows]}
     write_bytes(json.dumps(results, indent=1, ensure_ascii=False).encode(), folder / "results.json")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        Path(__file__).with_name("feedback.html").read_text(encoding="utf-8")
-    )
+    template = PAGES.get_template("feedback.html")
     pages: dict[str, list[Row]] = {}
     for row in rows:
         pages.setdefault(row.student, []).append(row)
     for student, name in file_names(list(pages)).items():
-        page = template.render(student=student, rows=pages[student], seed=about["seed"], states=STATES, number=_number)
+        page = template.render(student=student, rows=pages[student], seed=about["seed"], states=STATES, number=number)
         write_bytes(page.encode(), folder / "feedback" / name)
 
 
@@ -78,10 +80,11 @@ def summary(rows: Sequence[Row]) -> str:
         for row in here:
             remarks = f"  {len(row.remarks)} remark{'s'[: len(row.remarks) > 1]}" if row.remarks else ""
             first = f": {row.remarks[0][:60]}" if row.remarks else ""
-            points = f"{_number(row.points):>6} of {_number(row.out_of)}"
+            points = f"{number(row.points):>6} of {number(row.out_of)}"
+            points += f" ({row.unmarked} unmarked)" if row.unmarked else ""
             lines.append(f"  {row.student[:40]:<{width}} {points}{remarks}{first}")
         mean = sum(row.points for row in here) / len(here)
-        out_of = _number(max(row.out_of for row in here))
+        out_of = number(max(row.out_of for row in here))
         lines.append(f"  {len(here)} row{'s'[: len(here) > 1]}, mean {mean:.1f} of {out_of}")
         shares = _shares(here)
         slug, share = min(shares.items(), key=lambda item: item[1], default=("", 1.0))
@@ -91,11 +94,12 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def _shares(rows: Sequence[Row]) -> dict[str, float]:
-    """The share of its points that each answer earned, over the rows in which something was run."""
+    """The share of its points that each answer earned, over the rows in which it was; without what is unmarked."""
+    unmarked = {answer.slug for row in rows for answer in row.answers if answer.state == "unchecked"}
     earned: dict[str, list[float]] = {}
     for row in rows:
         for answer in row.answers:
-            if row.notebook and answer.out_of and answer.state != "unchecked":
+            if answer.out_of and answer.state != "missing" and answer.slug not in unmarked:
                 earned.setdefault(answer.slug, []).append(answer.points / answer.out_of)
     return {slug: sum(values) / len(values) for slug, values in earned.items()}
 
@@ -107,27 +111,28 @@ def _csv(rows: Sequence[Row]) -> str:
         return f"{row.unit}/{slug}" if several else slug
 
     columns = dict.fromkeys(column(row, answer.slug) for row in rows for answer in row.answers)
-    head = ["student", "unit", "total", "out_of", *columns, "percent", "remarks"]
+    head = ["student", "unit", "total", "out_of", *columns, "percent", "unmarked", "remarks"]
     text = io.StringIO()
     writer = csv.DictWriter(text, head, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         cells = {
-            column(row, answer.slug): "" if answer.state == "unchecked" else _number(answer.points)
+            column(row, answer.slug): "" if answer.state == "unchecked" else number(answer.points)
             for answer in row.answers
         }
         cells |= {"student": row.student, "unit": row.unit, "remarks": " | ".join(row.remarks)}
-        cells |= {"total": _number(row.points), "out_of": _number(row.out_of)}
+        cells |= {"total": number(row.points), "out_of": number(row.out_of), "unmarked": str(row.unmarked)}
         cells["percent"] = f"{100 * row.points / row.out_of:.1f}" if row.out_of else "0.0"
-        writer.writerow({name: _no_formula(cell) for name, cell in cells.items()})
+        writer.writerow({name: no_formula(cell) for name, cell in cells.items()})
     return text.getvalue()
 
 
-def _no_formula(cell: str) -> str:
-    """Spreadsheets run a cell that begins like a formula."""
+def no_formula(cell: str) -> str:
+    """Return the text of a cell on one line, such that no spreadsheet takes it for a formula."""
     cell = " ".join(cell.split("\n"))
     return f"'{cell}" if cell.lstrip().startswith(("=", "+", "-", "@")) else cell
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return points as text."""
     return f"{round(value, 2):g}"

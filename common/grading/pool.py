@@ -1,8 +1,9 @@
 """Runs submissions in worker processes, several at a time, and survives whatever they do.
 
-One loop watches all workers. A worker says what it is about to do and each result as soon as it has it; when
-it hangs or dies, the answer it was busy with is left out and a new worker goes on with the rest. So each
-submission ends after at most as many workers as it has answers, and within its time.
+Each notebook of a submission, with its answer files, is a run of its own. One loop watches all workers. A worker
+says what it is about to do and each result as soon as it has it; when it hangs or dies, the answer or answer file
+it was busy with is left out and a new worker goes on with the rest. So each run ends after at most as many
+workers as it has answers and files, and within its time.
 """
 
 from __future__ import annotations
@@ -16,27 +17,33 @@ import signal
 import tempfile
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
-from common.grading.collect import Task
-from common.grading.job import Job, start
+from common.grading.collect import Base, Task
+from common.grading.job import FOLDER, Job, Step, start
 
 STARTUP = 300  # seconds for a worker's first message: the server may still be importing torch
 LONGEST_REPORT = 8 * 2**20  # bytes that one worker may send
 
-State = Literal["graded", "todo", "broken", "stopped", "not run", "unchecked"]
+State = Literal["graded", "todo", "broken", "stopped", "not run", "missing", "unchecked", "marked"]
 
 
 @dataclass
 class AnswerResult:
     """What one answer earned.
 
-    `state` is "graded", "todo" (still the stub), "broken" (could not be checked), "stopped" (hung or killed
-    its worker), "not run" (no time or no worker was left), or "unchecked" (a person has to grade it).
+    Attributes:
+        state: "graded", "todo" (still the stub, or prose without an answer), "broken" (could not be checked),
+            "stopped" (hung or killed its worker), "not run" (no time or no worker was left), "missing" (its file was
+            not handed in), "unchecked" (a person has to mark it), or "marked" (a person has).
+        message: what was wrong; of prose, the student's answer.
+        file: the notebook or answer file of the course that it belongs to.
+        prose: whether it is for a person to mark.
+        comment: what that person says about it.
     """
 
     slug: str
@@ -45,15 +52,21 @@ class AnswerResult:
     state: State = "not run"
     message: str = ""
     cases: list[dict[str, Any]] = field(default_factory=list)
+    file: str = ""
+    prose: bool = False
+    comment: str = ""
 
 
 @dataclass
 class Row:
-    """What one student earned in one unit; `failed` when the course or the grader, not the student, is at fault."""
+    """What one student earned in one unit; `failed` when the course or the grader, not the student, is at fault.
+
+    `files` are the names of the student's files that were graded.
+    """
 
     student: str
     unit: str
-    notebook: str
+    files: list[str]
     answers: list[AnswerResult]
     remarks: list[str]
     seconds: float = 0
@@ -66,12 +79,17 @@ class Row:
 
     @property
     def out_of(self) -> float:
-        """Points that could be earned in the answers that were checked by machine."""
-        return sum(answer.out_of for answer in self.answers if answer.state != "unchecked")
+        """Points that could be earned."""
+        return sum(answer.out_of for answer in self.answers)
+
+    @property
+    def unmarked(self) -> int:
+        """How many answers wait for a person; while there are any, `points` are provisional."""
+        return sum(answer.state == "unchecked" for answer in self.answers)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row as plain JSON values."""
-        return asdict(self) | {"points": self.points, "out_of": self.out_of}
+        return asdict(self) | {"points": self.points, "out_of": self.out_of, "unmarked": self.unmarked}
 
 
 @dataclass(frozen=True)
@@ -81,14 +99,16 @@ class Settings:
     Attributes:
         seed: chooses the inputs of the checks.
         jobs: workers at a time.
-        timeout: seconds for one submission; one answer may use a quarter of it.
+        timeout: seconds for one notebook of a submission; one answer may use a quarter of it.
         memory: bytes that a submission may use (Linux only).
+        hidden: the hidden_checks.py of each unit that has one.
     """
 
     seed: int
     jobs: int = os.cpu_count() or 1
     timeout: float = 120
     memory: int = 4 * 2**30
+    hidden: Mapping[str, Path] = field(default_factory=dict)
 
 
 def grade(tasks: Sequence[Task], settings: Settings) -> Generator[Row, None, None]:
@@ -96,23 +116,29 @@ def grade(tasks: Sequence[Task], settings: Settings) -> Generator[Row, None, Non
 
     Closing the iterator, as `break` or an exception does, kills the workers that are still running.
     """
-    waiting, running = deque(tasks), list[_Run]()
+    waiting, running = deque[_Run](), list[_Run]()
     context = _server(tasks)
     try:
+        for task in tasks:
+            row = Row(task.student, task.unit, list(task.files), _empty(task), list(task.remarks))
+            if task.base and task.files and task.base.hidden and task.unit not in settings.hidden:
+                lost = sum(task.base.hidden.values())
+                row.remarks.append(f"the hidden tests were not found: {lost:g} points cannot be earned")
+            waiting.extend(_Run(row, task.base, steps, settings, context) for steps in task.jobs if task.base)
+            if not task.jobs:  # the remarks say why
+                yield row
         while waiting or running:
             while waiting and len(running) < settings.jobs:
-                task = waiting.popleft()
-                if task.notebook is None:  # nothing to run: the remarks say why
-                    yield Row(task.student, task.unit, "", _empty(task), task.remarks)
-                else:
-                    running.append(_Run(task, settings, context))
+                running.append(waiting.popleft())
+                running[-1].start()
             sources = [source for run in running for source in run.sources()]
             if sources:
                 wait(sources, max(0.0, min(run.deadline for run in running) - time.monotonic()))
             for run in list(running):
                 if run.advance():
                     running.remove(run)
-                    yield run.row
+                    if not any(other.row is run.row for other in (*running, *waiting)):
+                        yield run.row
     finally:
         for run in running:
             run.kill()
@@ -129,27 +155,27 @@ def _server(tasks: Sequence[Task]) -> Any:
 
 
 def _empty(task: Task) -> list[AnswerResult]:
-    return [
-        AnswerResult(
-            answer.slug,
-            answer.points or 0,
-            state="unchecked" if answer.kind == "markdown" else "not run",
-            message=task.prose.get(answer.slug, ""),
-        )
-        for answer in (task.base.answers if task.base else ())
-    ]
+    results = []
+    for file, answers in task.base.todos.items() if task.base else ():
+        for answer in answers:
+            prose, text = answer.kind == "markdown", task.prose.get(answer.slug, "")
+            state: State = "unchecked" if text else "todo" if prose else "not run"
+            if file in task.missing:
+                state = "missing"
+            result = AnswerResult(answer.slug, answer.points or 0, state=state, message=text, file=file, prose=prose)
+            results.append(result)
+    return results
 
 
 class _Run:
-    """One submission on its way: the worker that runs it now, and what is known so far."""
+    """One notebook of a submission on its way: the worker that runs it now, and what is known so far."""
 
-    def __init__(self, task: Task, settings: Settings, context: Any) -> None:
-        self.row = Row(task.student, task.unit, task.notebook or "", _empty(task), list(task.remarks))
-        self._task, self._settings, self._context = task, settings, context
-        self._results = {answer.slug: answer for answer in self.row.answers}
-        self._steps = list(task.steps)
+    def __init__(self, row: Row, base: Base, steps: Sequence[Step], settings: Settings, context: Any) -> None:
+        self.row = row
+        self._base, self._settings, self._context = base, settings, context
+        self._results = {answer.slug: answer for answer in row.answers}
+        self._steps = list(steps)
         self._began: float | None = None  # set by the first message: loading torch is not the student's time
-        self._start()
 
     def sources(self) -> list[Any]:
         """What to wait for: the worker's messages and its end."""
@@ -180,15 +206,16 @@ class _Run:
         self._pipe.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self) -> None:
-        base = self._task.base
-        assert base
-        self._folder = Path(tempfile.mkdtemp(prefix="grading-"))
+    def start(self) -> None:
+        """Start a worker for what is left to do."""
+        base = self._base
+        self._folder = Path(tempfile.mkdtemp(prefix=FOLDER))
         for file in base.folder.glob("*.py"):
             shutil.copy(file, self._folder)
         job = Job(
             tuple(self._steps),
             base.folder / "checks.py",
+            self._settings.hidden.get(base.unit),
             self._folder,
             self._settings.seed,
             self._settings.memory,
@@ -247,22 +274,24 @@ class _Run:
     def _leave_out(self, cause: str) -> bool:
         """The worker is lost: put the stub in the place of the answer that it was busy with, and go on."""
         self.kill()
-        result = self._results.get(self._step)
-        if result is None:
-            self.row.failed = not self._step
+        lost = [step for step in self._steps if step.kind == "answer" and self._step in (step.label, step.file)]
+        if not lost or not self._step:
+            self.row.failed = self.row.failed or not self._step
             self._remark(f"{self._step or 'the worker'} {cause}: the remaining answers were not run")
             return self._complete()
         self._remark(f"{self._step} {cause}: it was left out and the rest run without it")
-        if result.state == "not run":
-            result.state, result.message = "stopped", f"your code {cause}"
-        assert self._task.base
-        self._replace(self._step, judged=False, source=self._task.base.stubs[self._step])
+        self._steps = [step for step in self._steps if (step.kind, step.label) != ("file", self._step)]
+        for step in lost:
+            result = self._results[step.label]
+            if result.state == "not run":
+                result.state, result.message = "stopped", f"your code {cause}"
+            self._replace(step.label, judged=False, source=self._base.stubs.get(step.label, ""))
         if not any(step.judged for step in self._steps if step.kind == "answer"):
             return self._complete()
         if self._began and time.monotonic() >= self._began + self._settings.timeout:
-            self._remark(f"its {self._settings.timeout:.0f} s are used up: the rest was not run")
+            self._remark(f"its {self._settings.timeout:.0f} s are used up: the rest of the notebook was not run")
             return self._complete()
-        self._start()
+        self.start()
         return False
 
     def _finish(self) -> bool:
@@ -270,7 +299,7 @@ class _Run:
         return self._complete()
 
     def _complete(self) -> bool:
-        self.row.seconds = round(time.monotonic() - (self._began or time.monotonic()), 2)
+        self.row.seconds = round(self.row.seconds + time.monotonic() - (self._began or time.monotonic()), 2)
         return True
 
     def _replace(self, slug: str, **changes: Any) -> None:

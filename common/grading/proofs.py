@@ -1,15 +1,19 @@
 """The checks, tested with answers: every stored right answer must be accepted, every wrong one caught.
 
-Beside a solved notebook on the branch `solutions` lies `answers/<slug>.py` for each TODO, in cells that
-replace the answer cell whole::
+Beside a solved notebook on the branch `solutions` lies `answers/<slug>.py` for each TODO that is answered with
+code, in cells that replace the answer cell whole::
 
     # %% right: einsum
     def scaled_dot_product_attention(q, k, v): ...
     # %% wrong: no 1/sqrt(d)  [says: sqrt | d_k]
     def scaled_dot_product_attention(q, k, v): ...
 
-What the check says about a wrong answer must contain one of the words after `says`; capitals do not matter.
-An answer is proven with the notebook's setup cells and the reference answers of the TODOs before it.
+What the check says about a wrong answer must contain one of the words after `says`; capitals do not matter. Of a
+hidden test only the name and the hint count, which is all that a student reads of it.
+
+An answer in a cell is proven with the notebook's setup cells and the reference answers of the TODOs before it. An
+answer in a file is proven with the whole reference file, which is run before it, so that it may say
+`class MLP(MLP):` and replace one method.
 
 `python -m common.grading.proofs [unit ...]` proves the units and prints a table.
 """
@@ -27,7 +31,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,40 +105,74 @@ def parse(path: Path) -> list[Snippet]:
     return snippets
 
 
-def prove(notebook: Path) -> dict[str, list[Outcome]]:
-    """Prove the checks of one unit.
+def prove(notebook: Path, answer_files: Sequence[str] | None = None) -> dict[str, list[Outcome]]:
+    """Prove the checks of one notebook.
 
     Args:
-        notebook: a solved notebook, with its unit's files and `answers/` beside it.
+        notebook: a solved notebook, with its unit's files, `answers/` and, where there are hidden tests,
+            `hidden_checks.py` beside it.
+        answer_files: the names of its answer files. Without it, those that the course gives to its notebook whose
+            path `notebook` ends with.
 
     Returns:
-        For each TODO that is answered with code, in order, what happened to its reference and to each of its
-        stored answers.
+        For each TODO that is answered with code, first those of the notebook, then those of its answer files, what
+        happened to its reference and to each of its stored answers.
 
     Raises:
-        NotebookError: the unit cannot be proven at all: a setup cell or reference answer does not run.
+        NotebookError: the notebook cannot be proven at all: a setup cell, a reference answer or an answer file does
+            not run, or its checks do not belong together.
     """
     notebook = Path(notebook).resolve()
     nb = anatomy.read(notebook)
-    answers = {answer.index: answer for answer in anatomy.answers(nb) if answer.kind == "code"}
+    cells = {answer.index: answer for answer in anatomy.answers(nb) if answer.kind == "code"}
+    files = {name: anatomy.file_answers(notebook.parent / name) for name in _files_of(notebook, answer_files)}
+    todos = [*cells.values(), *(answer for found in files.values() for answer in found)]
     outcomes: dict[str, list[Outcome]] = {}
-    if not answers:
+    if not todos:
         return outcomes
     with _inside(notebook.parent):
         checks = find(importlib.import_module("checks"))
+        hidden = find(importlib.import_module("hidden_checks")) if Path("hidden_checks.py").is_file() else {}
+        _refuse_strangers([checks[todo.slug] for todo in todos if todo.slug in checks], checks, notebook)
         namespace: dict[str, Any] = {"__name__": "__main__"}
+
+        def run(source: str, what: str, name: str, namespace: dict[str, Any]) -> None:
+            try:
+                _execute(source, name, namespace)
+            except (Exception, _TimeUp) as error:
+                raise NotebookError(f"{notebook}: {what} does not run: {_say(error)}. Mend it first") from error
+
+        def proof(answer: Answer, before: str = "") -> list[Outcome]:
+            judges = _Judges(checks.get(answer.slug), hidden.get(answer.slug))
+            return _prove_todo(answer, judges, {} if answer.file else namespace, notebook, before)
+
         for index, cell in enumerate(nb.cells):
-            answer = answers.get(index)
+            answer = cells.get(index)
             if answer:
-                outcomes[answer.slug] = _prove_todo(answer, checks.get(answer.slug), namespace, notebook)
+                outcomes[answer.slug] = proof(answer)
             if answer or (anatomy.role(cell) == "setup" and cell.cell_type == "code"):
-                try:
-                    _execute(cell.source, f"<{notebook.name}: {cell.id}>", namespace)
-                except (Exception, _TimeUp) as error:
-                    raise NotebookError(
-                        f"{notebook}: the cell {cell.id} does not run: {_say(error)}. Mend it first"
-                    ) from error
+                run(cell.source, f"the cell {cell.id}", f"<{notebook.name}: {cell.id}>", namespace)
+        for name, answers in files.items():
+            source = Path(name).read_text(encoding="utf-8")
+            run(source, name, f"<{name}>", {"__name__": name.removesuffix(".py")})
+            outcomes |= {answer.slug: proof(answer, source) for answer in answers}
     return outcomes
+
+
+def _files_of(notebook: Path, answer_files: Sequence[str] | None) -> Sequence[str]:
+    if answer_files is not None:
+        return answer_files
+    fitting = [unit for unit in course.load().units if notebook.parent.as_posix().endswith(f"/{unit.folder}")]
+    return next((one.answer_files for unit in fitting for one in unit.notebooks if one.file == notebook.name), ())
+
+
+def _refuse_strangers(own: list[Check], checks: dict[str, Check], notebook: Path) -> None:
+    """Raise if `progress` at the end of the notebook would not list exactly the checks of its TODOs."""
+    parts = {check.part for check in own}
+    strangers = [slug for slug, check in checks.items() if check.part in parts and check not in own]
+    if len(parts) > 1 or strangers:
+        reason = f"checks {strangers} of its part have no TODO in it" if strangers else f"parts {sorted(parts)} differ"
+        raise NotebookError(f"{notebook}: its checks' {reason}. Give each notebook's checks one `part=` of their own")
 
 
 def shortages(outcomes: list[Outcome], minimum: dict[str, int] | None = None) -> list[str]:
@@ -148,20 +186,48 @@ def shortages(outcomes: list[Outcome], minimum: dict[str, int] | None = None) ->
     ]
 
 
-def _prove_todo(answer: Answer, check: Check | None, namespace: dict[str, Any], notebook: Path) -> list[Outcome]:
-    snippets = [Snippet("right", "the reference", (), answer.source)]
+@dataclass(frozen=True)
+class _Judges:
+    """The visible and the hidden check of one answer."""
+
+    visible: Check | None
+    hidden: Check | None
+
+    def problem(self, answer: Answer) -> str:
+        """Return why the answer cannot be scored, or ''."""
+        if self.visible is None:
+            return f"checks.py has no check {answer.slug!r}"
+        hidden = self.hidden.points if self.hidden else 0
+        if hidden != self.visible.hidden:
+            return f"cannot be scored: hidden_checks.py gives {hidden:g} points, checks.py says {self.visible.hidden:g}"
+        if self.visible.points + hidden != answer.points:
+            given = f"{self.visible.points:g}{f' + {hidden:g}' if hidden else ''} points"
+            return f"cannot be scored: its check gives {given}, its TODO line says {answer.points}"
+        return ""
+
+    def failures(self, answer: object, seed: int) -> str:
+        """Return what a student reads about the cases that fail, or ''."""
+        reports = [check.run(answer, seed) for check in (self.visible, self.hidden) if check]
+        failed = [(report, case) for report in reports for case in report.cases if not case.passed]
+        said = [f"{case.name}\n{case.hint}" if report is not reports[0] else case.message for report, case in failed]
+        return "\n".join(said) or ("" if all(report.passed for report in reports) else "still to do")
+
+
+def _prove_todo(
+    answer: Answer, judges: _Judges, namespace: dict[str, Any], notebook: Path, before: str
+) -> list[Outcome]:
+    snippets = [Snippet("right", "the reference", (), "" if answer.file else answer.source)]
     file = notebook.parent / "answers" / f"{answer.slug}.py"
     if file.is_file():
         snippets += parse(file)
-    if check is None:
-        return [Outcome(one.kind, one.title, problem=f"checks.py has no check {answer.slug!r}") for one in snippets]
-    if check.points != answer.points:
-        problem = f"cannot be scored: its check gives {check.points:g} points, its TODO line says {answer.points}"
+    if problem := judges.problem(answer):
         return [Outcome(one.kind, one.title, problem=problem) for one in snippets]
-    return [_prove_one(snippet, answer, check, namespace) for snippet in snippets]
+    return [_prove_one(snippet, answer, judges, namespace, before) for snippet in snippets]
 
 
-def _prove_one(snippet: Snippet, answer: Answer, check: Check, namespace: dict[str, Any]) -> Outcome:
+def _prove_one(snippet: Snippet, answer: Answer, judges: _Judges, namespace: dict[str, Any], before: str) -> Outcome:
+    """Prove one answer; `before` is the file that it is a change of."""
+
     def outcome(problem: str, **found: bool) -> Outcome:
         return Outcome(snippet.kind, snippet.title, problem=problem, **found)
 
@@ -170,23 +236,22 @@ def _prove_one(snippet: Snippet, answer: Answer, check: Check, namespace: dict[s
         scope = {name: value for name, value in namespace.items() if name != answer.name}
         torch.manual_seed(seed)
         try:
+            if before:
+                scope["__name__"] = answer.file.removesuffix(".py")
+                _execute(before, f"<{answer.file}>", scope)
             _execute(snippet.source, f"<{answer.slug}: {snippet.title}>", scope)
         except (Exception, _TimeUp) as error:
             return outcome(f"its code does not run: {_say(error)}")
-        if answer.name not in scope:
+        missing = before and snippet.source and not re.search(rf"\b{answer.name}\b", snippet.source)
+        if answer.name not in scope or missing:
             return outcome(f"it does not define {answer.name}")
         try:
             with _time_limit():
-                report = check.run(scope[answer.name], seed)
+                messages.append(judges.failures(scope[answer.name], seed))
         except (Exception, _TimeUp) as error:
             messages.append(_say(error))
             if isinstance(error, _TimeUp):
                 break
-            continue
-        if report.passed:
-            messages.append("")
-        else:
-            messages.append("\n".join(case.message for case in report.cases if not case.passed) or "still to do")
     caught, accepted = all(messages), not any(messages)
     named = caught and all(any(word.lower() in message.lower() for word in snippet.says) for message in messages)
     problem = ""
@@ -281,6 +346,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _prove_all(folder: Path, units: list[str]) -> int:
+    folder = folder.resolve()
     found = {path: path.parent.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.ipynb"))}
     unknown = set(units) - set(found.values())
     if unknown:
@@ -289,8 +355,11 @@ def _prove_all(folder: Path, units: list[str]) -> int:
     for notebook, unit in found.items():
         if units and unit not in units:
             continue
-        print(f"{unit}\n{'':40}{'right accepted':>16}{'wrong caught':>16}{'mistake named':>16}")
-        for slug, outcomes in prove(notebook).items():
+        outcomes_of = prove(notebook)
+        if not outcomes_of:
+            continue
+        print(f"{unit}/{notebook.name}\n{'':40}{'right accepted':>16}{'wrong caught':>16}{'mistake named':>16}")
+        for slug, outcomes in outcomes_of.items():
             right = [one.accepted for one in outcomes if one.kind == "right"]
             wrong = [one for one in outcomes if one.kind == "wrong"]
             columns = (right, [one.caught for one in wrong], [one.named for one in wrong])

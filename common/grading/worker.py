@@ -1,11 +1,13 @@
-"""What happens in a worker process: the answers of one submission run in order, and each is judged at once.
+"""What happens in a worker process: the answers of one notebook run in order, and each is judged at once.
 
 `Session` is the untrusted side, `judge` the trusted one; see `common.grading`.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -15,7 +17,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +28,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from common.checks import Answer, Check, find
-from common.grading.job import Job, Step
+from common.grading.job import FOLDER, Job, Step
+from common.notebooks import anatomy
 from common.runtime import seed_everything
 
 LONGEST_TEXT = 2000  # characters of one message
@@ -39,7 +42,7 @@ def work(job: Job, pipe: Connection) -> None:
     """Do `job` and end the process.
 
     Each line written to `pipe` is one JSON message, sent as soon as it is known: `{"start": label}` before
-    a cell runs, `{"answer": slug, ...}` when it has been judged, `{"remark": text}`, and `{"done": true}`.
+    a step runs, `{"answer": slug, ...}` when it has been judged, `{"remark": text}`, and `{"done": true}`.
     """
     os.setsid()  # a process group of our own, which can be killed whole
 
@@ -56,17 +59,21 @@ def work(job: Job, pipe: Connection) -> None:
         seed_everything(job.seed)
         os.chdir(job.folder)
         sys.path.insert(0, str(job.folder))
+        sys.dont_write_bytecode = True
         checks = find(_load(job.checks))
+        hidden = find(_load(job.hidden)) if job.hidden else {}
         session = Session(send)
+        session.write([step for step in job.steps if step.kind == "file"])
         for step in job.steps:
             send({"start": step.label})
-            error = session.run(step)
+            error = session.load(step) if step.kind == "file" else session.run(step)
             if step.kind == "setup":
                 # A stub's NotImplementedError is no news: the setup cell uses an answer that is not there.
                 if error and "NotImplementedError" not in error:
                     send({"remark": f"{step.label} of the course does not run: {error}"})
-            elif step.judged:
-                send({"answer": step.label, **judge(session, step, error, checks.get(step.label), job.seed)})
+            elif step.kind == "answer" and step.judged:
+                check, more = checks.get(step.label), hidden.get(step.label)
+                send({"answer": step.label, **judge(session, step, error, check, more, job.seed)})
         send({"done": True})
     except BaseException as error:
         with contextlib.suppress(BaseException):
@@ -75,10 +82,14 @@ def work(job: Job, pipe: Connection) -> None:
 
 
 class Session:
-    """The untrusted side: an IPython shell in which a student's answers are defined."""
+    """The untrusted side: an IPython shell and modules in which a student's answers are defined."""
 
     def __init__(self, send: Send) -> None:
         """Start a shell; `send` takes remarks."""
+        self._send, self._folder = send, Path.cwd()
+        self._stubs: dict[str, str] = {}  # the answer files of the course
+        self._files: dict[str, dict[str, Any]] = {}  # what each answer file defines
+        self._broken: dict[str, str] = {}  # why an answer file could not be imported
         os.environ.update(
             COURSE_SCALE="quick",
             CUDA_VISIBLE_DEVICES="",
@@ -91,8 +102,44 @@ class Session:
         _Shell.remark = lambda text: send({"remark": text})
         self._shell = _Shell.instance(config=config)
 
+    def write(self, steps: Sequence[Step]) -> None:
+        """Put all answer files of the student in the places of the course's own: one may import another."""
+        for step in steps:
+            path = self._folder / step.label
+            self._stubs[step.label] = path.read_text(encoding="utf-8")
+            path.write_text(step.source, encoding="utf-8")
+
+    def load(self, step: Step) -> str:
+        """Import an answer file; returns what went wrong, or ''.
+
+        The stub stands in for a file that cannot be imported, and for the names that it does not define, so that
+        cells which import from it run.
+        """
+        name, stub = step.label.removesuffix(".py"), self._stubs[step.label]
+        try:
+            module = importlib.import_module(name)
+        except BaseException as raised:
+            error = _describe(raised)
+            (self._folder / step.label).write_text(stub, encoding="utf-8")
+            sys.modules.pop(name, None)
+            importlib.invalidate_caches()
+            importlib.import_module(name)
+            self._broken[step.label] = error
+            self._send({"remark": f"{step.label} cannot be imported: {error}"})
+            return error
+        self._files[step.label] = defined = vars(module)
+        given: dict[str, Any] = {}
+        exec(compile(stub, step.label, "exec"), given)
+        missing = [name for name in _own_names(stub) if name not in defined]
+        defined |= {name: given[name] for name in missing}
+        if missing:
+            self._send({"remark": f"{step.label} does not define {', '.join(missing)}; the course's own was used"})
+        return ""
+
     def run(self, step: Step) -> str:
-        """Run a cell as Jupyter would; returns what went wrong, or ''."""
+        """Run a cell as Jupyter would, or look at an answer file; returns what went wrong, or ''."""
+        if step.file:
+            return self._broken.get(step.file, "")
         self._shell.user_ns.pop(step.name, None)
         try:
             result = self._shell.run_cell(step.source, store_history=False, silent=True)
@@ -101,33 +148,36 @@ class Session:
         error = result.error_before_exec or result.error_in_exec
         return _describe(error) if error else ""
 
-    def answer(self, name: str) -> Answer | None:
-        """Return what stands for the object `name`; None when no cell has defined it."""
-        return Answer(self._shell.user_ns[name]) if name in self._shell.user_ns else None
+    def answer(self, step: Step) -> Answer | None:
+        """Return what stands for the answer of a step; None when its cell or file does not define it."""
+        names = self._files.get(step.file, {}) if step.file else self._shell.user_ns
+        return Answer(names[step.name]) if step.name in names else None
 
 
-def judge(session: Session, step: Step, error: str, check: Check | None, seed: int) -> dict[str, Any]:
-    """The trusted side: run the check of one answer.
+def judge(
+    session: Session, step: Step, error: str, check: Check | None, hidden: Check | None, seed: int
+) -> dict[str, Any]:
+    """The trusted side: run the check of one answer, and the hidden tests that belong to it.
 
     Returns:
-        `state` (graded, todo, broken or unchecked), `message`, and the `cases` where there are any.
+        `state` (graded, todo, broken or unchecked), `message`, and the `cases` where there are any; a hidden case
+        has no message.
     """
     if check is None:
         return {"state": "unchecked", "message": "the course has no check for this answer"}
-    answer = session.answer(step.name)
+    answer, place = session.answer(step), step.file or "the cell"
     if answer is None:
-        message = f"the cell does not run: {error}" if error else f"the cell does not define {step.name}"
+        message = f"{place} does not run: {error}" if error else f"{place} does not define {step.name}"
         return {"state": "broken", "message": message}
     try:
         report = check.run(answer, seed)
+        more = hidden.run(answer, seed).as_dict()["cases"] if hidden and not report.todo else []
     except BaseException as raised:
         return {"state": "broken", "message": f"the check could not go on: {_describe(raised)}"}
     message = f"the cell defines {step.name}, but then stops: {error}" if error else ""
-    return {
-        "state": "todo" if report.todo else "graded",
-        "message": message,
-        "cases": report.as_dict()["cases"],
-    }
+    cases = [case | {"hidden": False} for case in report.as_dict()["cases"]]
+    cases += [case | {"hidden": True, "message": ""} for case in more]
+    return {"state": "todo" if report.todo else "graded", "message": message, "cases": cases}
 
 
 class _Shell(InteractiveShell):
@@ -155,9 +205,16 @@ class _Shell(InteractiveShell):
         return []
 
 
+def _own_names(source: str) -> list[str]:
+    """The names that a file defines at its top level, without those that it imports."""
+    tree = anatomy.python(source)
+    own = [line for line in tree.body if not isinstance(line, ast.Import | ast.ImportFrom)] if tree else []
+    return [name for line in own for name in anatomy.bound_names(line)]
+
+
 def _load(path: Path) -> ModuleType:
-    """Import a checks.py under a name of its own, apart from the `checks` that the notebook imports."""
-    spec = importlib.util.spec_from_file_location("_course_checks_of_the_grader", path)
+    """Import checks under a name of their own, apart from the `checks` that the notebook imports."""
+    spec = importlib.util.spec_from_file_location(f"_the_graders_{path.stem}", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -201,7 +258,7 @@ def _limit(memory: int, seconds: int) -> None:
 
 
 def _describe(error: BaseException) -> str:
-    """Name an exception and the line of the cell in which it arose."""
+    """Name an exception and the line of the cell or answer file in which it arose."""
     try:
         text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
     except BaseException:
@@ -212,7 +269,11 @@ def _describe(error: BaseException) -> str:
         kind = "SyntaxError" if kind.startswith("_") else kind  # Python 3.13 has a private one for cells cut short
         return f"{kind}: {error.msg}{where}"
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame for frame in frames if "<ipython-input-" in frame.filename]
+    lines = [
+        frame
+        for frame in frames
+        if "<ipython-input-" in frame.filename or Path(frame.filename).parent.name.startswith(FOLDER)
+    ]
     if not lines:
         return text
     return f"{text}, line {lines[-1].lineno}" + (f": {lines[-1].line.strip()}" if lines[-1].line else "")

@@ -30,12 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one = commands.add_parser("new", help="start a unit")
     one.add_argument("unit", help="its folder, such as phase2_transformers/lab1_attention")
     one.add_argument("title", nargs="?", help="its title, if course.toml does not list it yet")
+    one.add_argument("--notebook", help="which of the notebooks that course.toml lists, if not the first")
     one = commands.add_parser("solutions", help="write the solved notebooks into solutions/")
     one.add_argument("--force", action="store_true", help="throw away changes in solutions/")
     commands.add_parser("publish", help="take solutions/ back onto the branch and into the bundle")
     one = commands.add_parser("stamp", help="write addresses, badges and tables into notebooks and READMEs")
     one.add_argument("--check", action="store_true", help="only say what would change")
-    commands.add_parser("results", help="measure every unit and write the tables of results")
+    one = commands.add_parser("results", help="measure the notebooks and write the tables of results")
+    one.add_argument("notebooks", nargs="*", help="only these notebooks or units")
+    one.add_argument("--scale", choices=("quick", "full"), help="only this scale")
     options = parser.parse_args(arguments)
     try:
         return _COMMANDS[options.command](options)
@@ -85,7 +88,7 @@ def _update(options: argparse.Namespace) -> int:
 def _new(options: argparse.Namespace) -> int:
     from common.notebooks import scaffold
 
-    scaffold.new(options.root, options.unit, options.title)
+    scaffold.new(options.root, options.unit, options.title, notebook=options.notebook)
     return 0
 
 
@@ -115,7 +118,7 @@ def _stamp(options: argparse.Namespace) -> int:
 def _results(options: argparse.Namespace) -> int:
     from common.notebooks import results
 
-    results.measure(options.root)
+    results.measure(options.root, options.notebooks, options.scale)
     return 0
 
 

@@ -40,20 +40,22 @@ class Todo:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer cell of a notebook.
+    """One TODO: an answer cell of a notebook, or a part of an answer file.
 
-    `name` is what its code defines (None in Markdown and where nothing can be found); `is_stub` says that
-    something in it still has to be done.
+    `name` is what its code defines (None in Markdown and where nothing can be found; in a file, the top-level
+    name that holds it); `index` is the cell's, in a file the line's; `is_stub` says that something in it still
+    has to be done; `file` is the name of the answer file, if it lies in one.
     """
 
     slug: str
     points: int | None
     minutes: int | None
     name: str | None
-    kind: Literal["code", "markdown"]
+    kind: Literal["code", "markdown", "file"]
     index: int
     source: str
     is_stub: bool
+    file: str = ""
 
 
 # Reading and writing
@@ -315,13 +317,51 @@ def answer_in(cell: NotebookNode, index: int = 0) -> Answer:
     """Read one answer cell (see `answers`)."""
     line = todo(cell.source) or Todo(cell.get("id", ""), None, None)
     if cell.cell_type == "code":
-        kind: Literal["code", "markdown"] = "code"
+        kind: Literal["code", "markdown", "file"] = "code"
         name = defined_name(cell.source, line.slug)
         stub = is_stub(cell.source, name)
     else:
         kind, name = "markdown", None
         stub = is_empty_prose(cell.source)
     return Answer(line.slug, line.points, line.minutes, name, kind, index, cell.source, stub)
+
+
+def file_answers(path: str | Path) -> list[Answer]:
+    """The TODOs of an answer file, in order: each a line `# TODO <slug>  (<points> points, ~<minutes> min)`.
+
+    A TODO belongs to the function, class or method whose first line comes next below it.
+
+    Raises:
+        NotebookError: the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotebookError(f"{path}: cannot be read ({error}). Check the name of the file.") from None
+    return answers_in_file(source, path.name)
+
+
+def answers_in_file(source: str, file: str) -> list[Answer]:
+    """The TODOs in the text of the answer file called `file` (see `file_answers`)."""
+    definitions: list[tuple[int, str, Function | ast.ClassDef]] = []  # first line, name at the top level
+    tree = python(source)
+    for statement in tree.body if tree else []:
+        if isinstance(statement, Function | ast.ClassDef):
+            inner = statement.body if isinstance(statement, ast.ClassDef) else []
+            parts = [statement, *(part for part in inner if isinstance(part, Function))]
+            definitions += [(part.lineno, statement.name, part) for part in parts]
+    found = []
+    for number, line in enumerate(source.splitlines(), 1):
+        read = todo_in(line)
+        if read is None:
+            continue
+        below = [one for one in definitions if one[0] > number]
+        _, name, part = min(below, key=lambda one: one[0]) if below else (0, None, None)
+        text = (ast.get_source_segment(source, part) or "") if part else ""
+        stub = part is not None and is_stub(ast.unparse(part), part.name)
+        found.append(Answer(read.slug, read.points, read.minutes, name, "file", number, text, stub, file))
+    return found
 
 
 def is_empty_prose(source: str) -> bool:

@@ -1,12 +1,19 @@
 """The branch `solutions`: out of it with `make solutions`, back onto it with `make publish`.
 
-The branch has the folders of `main`. It holds the solved notebooks and, beside each, what belongs to its
-answers (wrong and alternative answers, completed answer files, hidden checks, rubrics). `main` carries the
-whole branch in one file, `solutions.bundle`.
+The branch has the folders of `main`. It holds the solved notebooks and, beside them, what belongs to their
+answers; `main` carries the whole branch in one file, `solutions.bundle`::
+
+    <unit>/<notebook>.ipynb     solved
+    <unit>/mlp.py               an answer file, completed, with the TODO lines of main's
+    <unit>/answers/<slug>.py    wrong and other right answers
+    <unit>/answers/<slug>.md    the explanation of an answer in code
+    <unit>/rubrics/<slug>.md    what earns the points of an answer in prose
+    <unit>/hidden_checks.py     the hidden tests
 
 `solutions/` in the checkout is the working copy of the branch: the solved notebooks grafted onto the
-notebooks of the checkout, with copies of each unit's own files (checks.py, pictures, ...), so that every
-notebook there can be run where it lies. Git ignores the folder.
+notebooks of the checkout, each explanation in a cell `explanation-<slug>` below its answer, with copies of each
+unit's own files (checks.py, pictures, ...), so that every notebook there can be run where it lies. Git ignores
+the folder.
 """
 
 from __future__ import annotations
@@ -14,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,15 +32,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
 
 from common import course
-from common.notebooks import anatomy, git, graft, normal
-from common.notebooks.anatomy import NotebookError
+from common.course import Course, Unit
+from common.notebooks import anatomy, git, graft, normal, rubric
+from common.notebooks.anatomy import Answer, NotebookError
 
 REF = "refs/heads/solutions"
 BUNDLE = "solutions.bundle"
 FOLDER = "solutions"
 MANIFEST = ".manifest"
+EXPLANATION = "explanation-"
 
 # Folders that running a notebook leaves behind; never part of a unit.
 _LEFT_BEHIND = {"__pycache__", "runs", "data"}
@@ -78,6 +89,8 @@ def make_solutions(root: Path, target: Path | None = None, force: bool = False, 
         origins = assemble(root, work / "branch", new, say)
         fresh = {path: {"digest": _digest(new / path), "from": origins[path]} for path in sorted(origins)}
         _keep_edits(target, new, fresh, force, say)
+        for line in _renew_explanations(new, _manifest(target)):
+            say(line)
         _write(new / MANIFEST, _json({"commit": source.commit, "files": fresh}))
         old = work / "old"
         try:
@@ -93,8 +106,8 @@ def make_solutions(root: Path, target: Path | None = None, force: bool = False, 
 def publish(root: Path, say: Say = print) -> str:
     """Commit the folder `solutions` to the branch `solutions` and write solutions.bundle.
 
-    Everything is checked first: each answer is there, each stored wrong answer is refused and each right
-    one accepted. Neither HEAD, nor the index, nor a file that git tracks is touched, except the bundle.
+    Everything is checked first: each answer and each rubric is there, each stored wrong answer is refused and
+    each right one accepted. Neither HEAD, nor the index, nor a file that git tracks is touched, except the bundle.
     What is on the branch already is not committed again.
 
     Args:
@@ -121,8 +134,11 @@ def publish(root: Path, say: Say = print) -> str:
         parent = sources.first()
         sources.refuse_divergence(parent)
         collected, new = Path(tmp) / "collected", Path(tmp) / "new"
+        problems = _renew_explanations(folder, _manifest(folder))
         _collect(root, folder, collected, say)
-        _refuse_incomplete(root, collected)
+        problems += _incomplete(root, collected)
+        if problems:
+            raise NotebookError("\n  ".join(["not published. Do this and run `make publish` again:", *problems]))
         origins = assemble(root, collected, new, say)
         _prove(new, say)
         paths = [path for path, origin in origins.items() if origin == "branch"]
@@ -167,6 +183,7 @@ def drift(root: Path) -> list[str]:
         assemble(root, stored, new, lambda line: None)
         for path in notebooks:
             found += _drift_of(root, stored, new, path)
+        found += [f"{BUNDLE} is not complete: {what}, and run `make publish`" for what in _incomplete(root, stored)]
         for path in _files(stored):
             if path.endswith(".ipynb") and not (root / path).is_file():
                 found.append(f"main has no {path}: delete it from {FOLDER}/ and run `make publish`")
@@ -176,15 +193,11 @@ def drift(root: Path) -> list[str]:
 def _drift_of(root: Path, stored: Path, new: Path, path: str) -> list[str]:
     slugs = {answer.slug for answer in anatomy.answers(anatomy.read(root / path))}
     if not (stored / path).is_file():
-        return [f"{path} is not in {BUNDLE}: solve it and run `make publish`"] if slugs else []
-    found = [
-        f"{path}: {slug} has no answer in {BUNDLE}: answer it and run `make publish`"
-        for slug in _unanswered(root, stored, path)
-    ]
+        started = any((stored / path).parent.glob("*.ipynb"))  # then `_incomplete` asks for it
+        return [f"{path} is not in {BUNDLE}: solve it and run `make publish`"] if slugs and not started else []
+    found = []
     for slug in sorted({answer.slug for answer in anatomy.answers(anatomy.read(stored / path))} - slugs):
         found.append(f"{path}: {BUNDLE} answers {slug}, which is no TODO on main: run `make publish`")
-    for file in _without_todo(root, stored, path):
-        found.append(f"main has no TODO for {file}: delete it from {FOLDER}/ and run `make publish`")
     if (stored / path).read_bytes() != (new / path).read_bytes():
         found.append(f"{path} has changed since it was published: run `make publish`")
     return found
@@ -218,14 +231,14 @@ def preview(root: Path, target: Path, say: Say = lambda line: None) -> Path:
 def unit_notebooks(root: Path) -> list[Path]:
     """Return the notebooks of the units that are ready, in the order of the syllabus."""
     syllabus = course.load(root)
-    return [syllabus.notebook(unit) for unit in syllabus.ready()]
+    return [syllabus.file(notebook) for notebook in syllabus.notebooks()]
 
 
 def assemble(root: Path, solved: Path, target: Path, say: Say = print) -> dict[str, str]:
     """Write to `target` what `make solutions` makes of `solved`, a folder like the branch.
 
-    Notebooks are grafted onto those of `root`, other files are copied, and the unit's own files are added
-    where `solved` has none.
+    Notebooks are grafted onto those of `root` and get their explanations, other files are copied, and the unit's
+    own files are added where `solved` has none.
 
     Args:
         root: the course.
@@ -249,7 +262,8 @@ def assemble(root: Path, solved: Path, target: Path, say: Say = print) -> dict[s
                 say(f"{error} The solved notebook is as it was published.")
                 base = solution
             grafted = graft.graft(base, solution)
-            anatomy.write(_with_check_outputs(grafted.notebook, solution), destination)
+            notebook = _with_check_outputs(grafted.notebook, solution)
+            anatomy.write(_with_explanations(notebook, solved / Path(path).parent / "answers"), destination)
             for remark in grafted.remarks:
                 say(f"{path}: {remark}")
         else:
@@ -283,6 +297,66 @@ def _with_check_outputs(notebook: NotebookNode, solution: NotebookNode) -> Noteb
     return notebook
 
 
+def _with_explanations(notebook: NotebookNode, answers: Path) -> NotebookNode:
+    """Put the explanations of the folder `answers` below their answers; of an answer file, below its check."""
+    own = {answer.slug for answer in anatomy.answers(notebook)}
+    cells = []
+    for cell in notebook.cells:
+        if cell.id.startswith(EXPLANATION):
+            continue
+        cells.append(cell)
+        role = anatomy.role(cell)
+        slug = cell.id.removeprefix("check-") if role == "check" else cell.id
+        is_place = cell.cell_type == "code" and (role == "answer" or (role == "check" and slug not in own))
+        if is_place and (answers / f"{slug}.md").is_file():
+            cells.append(new_markdown_cell(_explanation(answers / f"{slug}.md"), id=EXPLANATION + slug))
+    notebook.cells = cells
+    return notebook
+
+
+def _renew_explanations(folder: Path, made: dict) -> list[str]:
+    """Bring the explanations in the notebooks of `folder` up to date with its files answers/<slug>.md.
+
+    A notebook in which such a cell was edited is left alone: what counts is the file, and the edit would be lost.
+
+    Args:
+        folder: solutions/, or what is to become of it.
+        made: the manifest of what its author started from.
+
+    Returns:
+        A sentence for each edited cell.
+    """
+    edited: list[str] = []
+    for path in _files(folder):
+        if not path.endswith(".ipynb"):
+            continue
+        try:
+            notebook = anatomy.read(folder / path)
+        except NotebookError:
+            continue  # `publish` refuses it
+        answers, before = (folder / path).parent / "answers", len(edited)
+        for cell in notebook.cells:
+            if cell.id.startswith(EXPLANATION):
+                file = answers / f"{cell.id.removeprefix(EXPLANATION)}.md"
+                name = file.relative_to(folder).as_posix()
+                then = made.get("files", {}).get(name, {}).get("digest")
+                now = _digest(file) if file.is_file() else None
+                if then == now and (now is None or cell.source != _explanation(file)):
+                    edited.append(
+                        f"move what you wrote into the cell {cell.id} of {FOLDER}/{path} to {FOLDER}/{name}, of which "
+                        "the cell is a copy, and delete the cell"
+                    )
+        content = normal.to_bytes(notebook)
+        renewed = normal.to_bytes(_with_explanations(notebook, answers))
+        if len(edited) == before and renewed != content:
+            anatomy.write_bytes(renewed, folder / path)
+    return edited
+
+
+def _explanation(file: Path) -> str:
+    return "\n".join(line.rstrip() for line in file.read_text(encoding="utf-8").split("\n")).strip("\n")
+
+
 def _files(folder: Path) -> list[str]:
     """Return the files below a folder, without what is hidden or left behind by running a notebook."""
     found = []
@@ -290,7 +364,7 @@ def _files(folder: Path) -> list[str]:
         inside = path.relative_to(folder)
         if any(part.startswith(".") or part in _LEFT_BEHIND for part in inside.parts):
             continue
-        if path.is_file() and ".before-update-" not in path.name:
+        if path.is_file() and not re.search(r"\.(before|from)-update-", path.name):
             found.append(inside.as_posix())
     return sorted(found)
 
@@ -345,6 +419,8 @@ def _restore(target: Path) -> None:
 
 def _collect(root: Path, folder: Path, target: Path, say: Say) -> None:
     """Copy to `target` those files of solutions/ that belong on the branch."""
+    syllabus = course.load(root)
+    answer_files = {f"{n.unit}/{name}" for unit in syllabus.units for n in unit.notebooks for name in n.answer_files}
     entries = _manifest(folder).get("files", {})
     for path in _files(folder):
         source, entry = folder / path, entries.get(path, {})
@@ -356,9 +432,9 @@ def _collect(root: Path, folder: Path, target: Path, say: Say) -> None:
         elif (root / path).is_file():
             if (root / path).read_bytes() == source.read_bytes():
                 continue
-            if source.name == "checks.py":
-                raise NotebookError(f"{FOLDER}/{path} differs from {path}, where checks live: change them there")
-            if source.suffix != ".py":
+            if source.suffix == ".py" and path not in answer_files:
+                raise NotebookError(f"{FOLDER}/{path} differs from {path}, which students have: change it there")
+            if path not in answer_files:
                 say(f"not published: {FOLDER}/{path}, which main has too")
                 continue
         (target / path).parent.mkdir(parents=True, exist_ok=True)
@@ -378,21 +454,71 @@ def _unanswered(root: Path, solved: Path, path: str) -> list[str]:
     return [slug for slug, answered in grafted.answered.items() if not answered or slug in stubs]
 
 
-def _without_todo(root: Path, solved: Path, path: str) -> list[str]:
-    """Return the files answers/<slug>.py beside a solved notebook whose TODO main does not have."""
-    slugs = {answer.slug for answer in anatomy.answers(anatomy.read(root / path))}
-    files = sorted((solved / path).parent.glob("answers/*.py"))
-    return [file.relative_to(solved).as_posix() for file in files if file.stem not in slugs]
+def _incomplete(root: Path, solved: Path) -> list[str]:
+    """Return what there is to do in `solved`, a folder like the branch, before it has all that belongs to main.
+
+    A unit of which `solved` and main have no notebook in common is left out.
+    """
+    syllabus = course.load(root)
+    problems: list[str] = []
+    for unit in syllabus.units:
+        if any((solved / one.path).is_file() and syllabus.file(one).is_file() for one in unit.notebooks):
+            problems += _incomplete_unit(syllabus, unit, solved)
+    return problems
 
 
-def _refuse_incomplete(root: Path, solved: Path) -> None:
-    problems = []
-    for path in _files(solved):
-        if path.endswith(".ipynb"):
-            problems += [f"answer {slug} in {FOLDER}/{path}" for slug in _unanswered(root, solved, path)]
-            problems += [f"delete {FOLDER}/{file}: no such TODO" for file in _without_todo(root, solved, path)]
-    if problems:
-        raise NotebookError("\n  ".join(["not published. Do this and run `make publish` again:", *problems]))
+def _incomplete_unit(syllabus: Course, unit: Unit, solved: Path) -> Iterator[str]:
+    todos: list[Answer] = []
+    for notebook in unit.notebooks:
+        if not syllabus.file(notebook).is_file():
+            continue
+        own = syllabus.answers(notebook)
+        todos += own
+        if (solved / notebook.path).is_file():
+            open_ones = _unanswered(syllabus.root, solved, notebook.path)
+            yield from (f"answer {slug} in {FOLDER}/{notebook.path}" for slug in open_ones)
+        elif own:
+            yield f"solve {notebook.path} as {FOLDER}/{notebook.path}"
+        for name in notebook.answer_files:
+            yield from _incomplete_file(syllabus.root, solved, f"{unit.folder}/{name}")
+    in_code = {todo.slug for todo in todos if todo.kind != "markdown"}
+    in_prose = {todo.slug: todo.points for todo in todos if todo.kind == "markdown"}
+    folder = solved / unit.folder
+    beside = [file for pattern in ("answers/*.py", "answers/*.md") for file in folder.glob(pattern)]
+    superfluous = [file for file in beside if file.stem not in in_code]
+    superfluous += [file for file in folder.glob("rubrics/*.md") if file.stem not in in_prose]
+    for file in sorted(superfluous):
+        kind = "prose" if file.parent.name == "rubrics" else "code"
+        yield f"delete {FOLDER}/{file.relative_to(solved).as_posix()}: no TODO of this name is answered in {kind}"
+    for slug, points in in_prose.items():
+        name = f"{FOLDER}/{unit.folder}/rubrics/{slug}.md"
+        file = folder / "rubrics" / f"{slug}.md"
+        if not file.is_file():
+            yield f"write {name}: what earns the {points} points of {slug}"
+            continue
+        try:
+            found = rubric.read(file)
+        except NotebookError as error:
+            yield str(error).replace(str(file), f"mend {name}").rstrip(".")
+        else:
+            if found.points != points:
+                yield f"mend {name}: it gives {found.points} points, the TODO {points}"
+
+
+def _incomplete_file(root: Path, solved: Path, path: str) -> Iterator[str]:
+    """Yield what there is to do in a completed answer file."""
+    if not (solved / path).is_file():
+        yield f"complete {FOLDER}/{path}"
+        return
+    if anatomy.python((solved / path).read_text(encoding="utf-8", errors="replace")) is None:
+        yield f"mend {FOLDER}/{path}: it is not valid Python"
+        return
+    given, done = anatomy.file_answers(root / path), anatomy.file_answers(solved / path)
+    yield from (f"answer {answer.slug} in {FOLDER}/{path}" for answer in done if answer.is_stub)
+    here, there = ({(one.slug, one.points, one.minutes, one.name) for one in answers} for answers in (given, done))
+    if here != there:
+        slugs = ", ".join(sorted({slug for slug, *_ in here ^ there}))
+        yield f"give {FOLDER}/{path} the TODO lines of {path}, each where it stands there: they differ in {slugs}"
 
 
 def _prove(folder: Path, say: Say) -> None:

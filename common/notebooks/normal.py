@@ -16,7 +16,7 @@ _RANDOM_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{8}"
 def normalise(notebook: NotebookNode) -> NotebookNode:
     """Return the normal form of a notebook; the notebook itself is left alone.
 
-    nbformat 4.5; ids readable and unique (an answer's is its slug, its check's `check-<slug>`); of the
+    nbformat 4.5; ids readable and unique (an answer's is its slug, a check's is `check-<slug>`); of the
     metadata only tags, the kernel and `course`; lines without trailing blanks; outputs (one stdout stream)
     and an execution count of 1 on check cells only. `normalise(normalise(n)) == normalise(n)`.
     """
@@ -65,20 +65,23 @@ def _outputs(cell: NotebookNode) -> list[dict]:
 
 
 def _name_cells(cells: list) -> None:
-    """Give answers the id of their slug, their checks `check-<slug>`, and all others a unique one."""
+    """Give answers the id of their slug, their checks `check-<slug>`, and all others a unique one.
+
+    Of an answer file nothing is known here: the check of a TODO in one keeps such an id, or gets that of its name.
+    """
     answers = [anatomy.answer_in(cell) for cell in cells if anatomy.role(cell) == "answer"]
-    before = None
     for cell in cells:
         old = cell["id"]
         if anatomy.role(cell) == "answer":
-            before = anatomy.answer_in(cell)
-            cell["id"] = before.slug
+            cell["id"] = anatomy.answer_in(cell).slug
         elif anatomy.role(cell) == "check":
             found = re.match(r"checks\.(\w+)\(\s*(\w*)", cell.source)
             called = found.groups() if found else ()
             mine = [a for a in answers if a.name in called or a.slug.replace("-", "_") in called]
-            slug = mine[0].slug if mine else before.slug if before else None
-            cell["id"] = f"check-{slug}" if slug else old
+            if mine:
+                cell["id"] = f"check-{mine[0].slug}"
+            elif found and not str(old).startswith("check-"):
+                cell["id"] = f"check-{found[1].replace('_', '-')}"
         elif isinstance(old, str) and _RANDOM_ID.fullmatch(old):
             cell["id"] = None
     anatomy.give_ids(cells)

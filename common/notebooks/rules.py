@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from nbformat import NotebookNode
 
-from common.course import load
+from common.course import Course, Notebook, load
 from common.notebooks import anatomy, normal, stamp
 from common.notebooks.anatomy import Answer, Function, NotebookError
 
@@ -37,7 +37,7 @@ def files(root: Path, pattern: str) -> list[Path]:
         if Path(folder) == root:
             inner[:] = [name for name in inner if name not in GENERATED]
         found += [Path(folder, name) for name in fnmatch.filter(names, pattern)]
-    return sorted(path for path in found if ".before-update-" not in path.name)
+    return sorted(path for path in found if not re.search(r"\.(before|from)-update-", path.name))
 
 
 def student_notebooks(root: Path) -> list[Path]:
@@ -64,44 +64,62 @@ def problems(notebook: Path | NotebookNode, unit: Path, root: Path) -> list[str]
             return [str(error)]
         if notebook.read_bytes() != normal.to_bytes(nb):
             found.append("The file is not in normal form: run `make format`.")
+        name = notebook.name
     else:
         nb = notebook
+        name = nb.metadata.get("course", {}).get("notebook") or f"{unit.name}.ipynb"
+    course = load(root)
     folder = unit.resolve().relative_to(root.resolve()).as_posix()
+    entry = course.find(f"{folder}/{name}")
+    if entry is None:
+        return [*found, f"common/course.toml lists no notebook {folder}/{name}. Add it to its unit."]
+    todos = anatomy.answers(nb)
+    for file in entry.answer_files:
+        try:
+            todos += anatomy.file_answers(unit / file)
+        except NotebookError as error:
+            found.append(str(error))
+        else:
+            found += _answer_file(unit / file)
     found += [
-        *_first_cell(nb, folder, root),
-        *_title(nb, folder),
+        *_first_cell(nb, course, entry),
+        *_title(nb, entry, todos),
         *_roles(nb),
+        *_slugs(course, entry, todos),
         *_stubs(nb),
-        *_hints(nb),
-        *_checks(nb),
+        *_hints(nb, todos),
+        *_checks(nb, todos),
         *_lengths(nb),
         *_links(nb, unit),
     ]
     return found
 
 
-def _first_cell(nb: NotebookNode, folder: str, root: Path) -> Iterator[str]:
-    course = load(root)
+def _first_cell(nb: NotebookNode, course: Course, entry: Notebook) -> Iterator[str]:
     first = nb.cells[0] if nb.cells else {}
-    expected = stamp.first_cell(folder, course.repository, course.branch)
+    expected = stamp.first_cell(entry.unit, course.repository, course.branch)
     if first.get("id") != "colab" or first.get("source") != expected:
         yield "The first cell (id `colab`) is not the course's: run `make stamp`."
     elif anatomy.role(nb.cells[0]) != "setup":
         yield "Cell colab: give it the tag `setup`."
+    setup = "\n".join(cell.source for cell in nb.cells if anatomy.role(cell) == "setup")
+    if entry.answer_files and "%autoreload 2" not in setup:
+        files = " and ".join(entry.answer_files)
+        yield (
+            f"No setup cell reloads {files} after an edit: begin one with `%load_ext autoreload` and `%autoreload 2`."
+        )
 
 
-def _title(nb: NotebookNode, folder: str) -> Iterator[str]:
-    course = nb.metadata.get("course", {})
-    if course.get("unit") != folder or not course.get("hours"):
-        yield f"The notebook's metadata `course` does not name {folder} and its hours: run `make stamp`."
+def _title(nb: NotebookNode, entry: Notebook, todos: list[Answer]) -> Iterator[str]:
+    if nb.metadata.get("course") != stamp.metadata(entry):
+        yield f"The notebook's metadata `course` does not name {entry.path} and its hours: run `make stamp`."
     title = nb.cells[1] if len(nb.cells) > 1 else None
     if title is None or title.cell_type != "markdown" or not title.source.startswith("# "):
         yield "The second cell must be the title: Markdown that starts with `# `."
         return
-    hours = course.get("hours", "")
-    if f"**{hours} hours**" not in title.source.replace("–", "-"):
-        yield f"Cell {title.id}: the title cell must say how long the notebook takes: `**{hours} hours**`."
-    total = sum(answer.points or 0 for answer in anatomy.answers(nb))
+    if f"**{entry.time}**" not in title.source.replace("–", "-"):
+        yield f"Cell {title.id}: the title cell must say how long the notebook takes: `**{entry.time}**`."
+    total = sum(answer.points or 0 for answer in todos)
     if f"**{total} points**" not in title.source:
         yield f"Cell {title.id}: the title cell must say `**{total} points**`, the sum of the TODO lines."
 
@@ -119,10 +137,18 @@ def _roles(nb: NotebookNode) -> Iterator[str]:
             yield f"Cell {cell.id}: is a raw cell. Make it Markdown or code."
         if cell.cell_type != "code" and tags and tags != ["answer"]:
             yield f"Cell {cell.id}: text cannot have the role {tags[0]}. Take the tag away."
-    counts = Counter(answer.slug for answer in anatomy.answers(nb))
+
+
+def _slugs(course: Course, entry: Notebook, todos: list[Answer]) -> Iterator[str]:
+    counts = Counter(answer.slug for answer in todos)
     for slug, count in counts.items():
         if count > 1:
-            yield f"Answer {slug}: {count} cells have this slug. Give each its own."
+            yield f"Answer {slug}: {count} TODOs have this slug. Give each its own."
+    for other in course.by_folder[entry.unit].notebooks:
+        if other != entry and course.file(other).is_file():
+            for answer in course.answers(other):
+                if answer.slug in counts:
+                    yield f"Answer {answer.slug}: {answer.file or other.file} has this slug too. Give each its own."
 
 
 def _stubs(nb: NotebookNode) -> Iterator[str]:
@@ -142,6 +168,31 @@ def _stubs(nb: NotebookNode) -> Iterator[str]:
             yield from _code_stub(answer)
 
 
+def _answer_file(path: Path) -> Iterator[str]:
+    name, source = path.name, path.read_text(encoding="utf-8")
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        yield f"{name}: is not valid Python ({error}). Mend it."
+        return
+    if not ast.get_docstring(tree):
+        yield f"{name}: has no docstring on top. Say what the file holds and how to test it."
+    answers = anatomy.answers_in_file(source, name)
+    for answer in answers:
+        if answer.points is None:
+            yield f"{name}: write `# TODO {answer.slug}  (5 points, ~10 min)`, with points and minutes."
+        if answer.name is None:
+            yield f"{name}: the line `# TODO {answer.slug}` must stand above a function, a class or a method."
+        else:
+            yield from (f"{name}: {sentence}" for sentence in _stub(answer, ast.parse(answer.source).body[0]))
+    slugs = {answer.slug for answer in answers}
+    for node in ast.walk(tree):
+        if isinstance(node, Function) and anatomy.is_stub_function(node):
+            raised = next(ast.unparse(line) for line in node.body if not anatomy.is_filler(line))
+            if not any(repr(slug) in raised for slug in slugs):
+                yield f"{name}: the stub `{node.name}` belongs to no TODO. Put `# TODO <slug>  (...)` above it."
+
+
 def _code_stub(answer: Answer) -> Iterator[str]:
     slug = answer.slug
     tree = anatomy.python(answer.source)
@@ -152,9 +203,15 @@ def _code_stub(answer: Answer) -> Iterator[str]:
     target = defined[-1]
     if not anatomy.fits(target.name, slug):
         yield f"Answer {slug}: defines `{target.name}`; name it after the slug."
+    yield from _stub(answer, target)
+
+
+def _stub(answer: Answer, target: ast.stmt) -> Iterator[str]:
+    slug = answer.slug
+    assert isinstance(target, Function | ast.ClassDef)
     if not ast.get_docstring(target):
         yield f"Answer {slug}: `{target.name}` has no docstring. Say what it takes and returns."
-    stubs = list(anatomy.stub_functions(answer.source, answer.name))
+    stubs = list(anatomy.stub_functions(answer.source, target.name))
     if not stubs:
         yield f'Answer {slug}: is not a stub. Leave the docstring and `raise NotImplementedError("{slug}")`.'
     for stub in stubs:
@@ -165,25 +222,33 @@ def _code_stub(answer: Answer) -> Iterator[str]:
             yield f'Answer {slug}: the stub `{stub.name}` must do nothing but `raise NotImplementedError("{slug}")`.'
 
 
-def _hints(nb: NotebookNode) -> Iterator[str]:
-    for answer in anatomy.answers(nb):
+def _hints(nb: NotebookNode, todos: list[Answer]) -> Iterator[str]:
+    places = {cell.get("id"): index for index, cell in enumerate(nb.cells)}
+    for answer in todos:
+        place = places.get(f"check-{answer.slug}") if answer.kind == "file" else answer.index
+        if place is None:
+            continue  # a check that is missing; `_checks` says so
         count = 0
-        for cell in reversed(nb.cells[: answer.index]):
+        for cell in reversed(nb.cells[:place]):
             if anatomy.role(cell) != "prose":
                 break
             count += len(re.findall(r"<details\b", cell.source))
         if count != HINTS:
             yield (
                 f"Answer {answer.slug}: has {count} hints. Put {HINTS} `<details>` (the idea, the recipe, "
-                "almost the code) into the Markdown right before it."
+                f"almost the code) into the Markdown right before {'its check' if answer.kind == 'file' else 'it'}."
             )
 
 
-def _checks(nb: NotebookNode) -> Iterator[str]:
+def _checks(nb: NotebookNode, todos: list[Answer]) -> Iterator[str]:
     answers = anatomy.answers(nb)
-    names = {answer.name: answer for answer in answers if answer.kind == "code"}
+    names = {f"check-{answer.slug}": answer.name for answer in todos if answer.kind != "markdown"}
+    checks = [cell.get("id") for cell in nb.cells if anatomy.role(cell) == "check"]
+    for answer in todos:
+        if answer.kind == "file" and f"check-{answer.slug}" not in checks:
+            yield f"Answer {answer.slug} in {answer.file}: no check cell (id check-{answer.slug}). Add one."
     stops = [answer.index for answer in answers[1:]] + [len(nb.cells)]
-    for answer, stop in zip(answers, stops, strict=True):
+    for answer, stop in zip(answers, stops, strict=False):  # a notebook may have no answer
         between = nb.cells[answer.index : stop]
         wanted = f"check-{answer.slug}"
         if answer.kind == "code" and not any(
@@ -198,8 +263,11 @@ def _checks(nb: NotebookNode) -> Iterator[str]:
                 yield f"Cell {cell.id}: stores an output or an execution count: run `make format`."
             continue
         call = _check_call(cell.source)
-        if call is None or call not in names:
-            yield f"Cell {cell.id}: a check cell is one call, `checks.<name>(<what the answer defines>)`."
+        if cell.get("id") not in names:
+            yield f"Cell {cell.get('id')}: is the check of no TODO; its id would be `check-<slug>`."
+        elif call is None or call != names[cell.id]:
+            wanted = names[cell.id] or "what the answer defines"
+            yield f"Cell {cell.id}: a check cell is one call, `checks.<name>({wanted})`."
         streams = [output.get("name") for output in cell.outputs]
         if streams != ["stdout"] or cell.execution_count != 1:
             yield (
@@ -265,7 +333,7 @@ def broken_links(text: str, folder: Path) -> list[str]:
 # No answer on main
 
 
-def leaked_answers(main_files: Iterable[Path], solved_notebooks: Iterable[Path]) -> list[str]:
+def leaked_answers(main_files: Iterable[Path], solved: Iterable[Path]) -> list[str]:
     """Look for the answers of the branch in the files of `main`.
 
     Compared are statements as Python sees them (no comments, docstrings, blanks). A function body counts as
@@ -274,51 +342,65 @@ def leaked_answers(main_files: Iterable[Path], solved_notebooks: Iterable[Path])
 
     Args:
         main_files: files of main: code (`.py`), notebooks, and Markdown, of which the code blocks are read.
-        solved_notebooks: the solved notebooks.
+        solved: the solved notebooks, and the completed answer files.
 
     Returns:
         A sentence for each answer that stands in a file.
     """
     secrets: dict[tuple[str, ...], str] = {}
-    for path in solved_notebooks:
-        for answer in anatomy.answers(anatomy.read(path)):
-            if answer.kind == "code":
+    for path in solved:
+        if path.suffix == ".py":
+            source = path.read_text(encoding="utf-8")
+            secrets |= dict.fromkeys(_secrets(source), _in_unit(path))
+            answers = anatomy.answers_in_file(source, path.name)
+        else:
+            answers = anatomy.answers(anatomy.read(path))
+        for answer in answers:
+            if answer.kind != "markdown":
                 secrets |= dict.fromkeys(_secrets(answer.source), answer.slug)
     codes = {path: list(_code_in(path)) for path in main_files}
     given: dict[str, set[tuple[str, ...]]] = {}
     for blocks in codes.values():
-        for block, slug in blocks:
-            if slug:
+        for block, own in blocks:
+            for slug in own:
                 given.setdefault(slug, set()).update(_runs(block))
     found = set()
     for path, blocks in codes.items():
         for block, own in blocks:
-            if own is None:
-                for run in _runs(block) & secrets.keys():
-                    if run not in given.get(secrets[run], ()):
-                        found.add((str(path), secrets[run]))
+            for run in _runs(block) & secrets.keys():
+                if secrets[run] not in own and run not in given.get(secrets[run], ()):
+                    found.add((str(path), secrets[run]))
     return [f"{path}: holds (a part of) the answer to {slug}. Take it out." for path, slug in sorted(found)]
 
 
-def _code_in(path: Path) -> Iterator[tuple[str, str | None]]:
-    """The pieces of code in a file; with the slug, where a piece is the stub of a TODO."""
+def _in_unit(path: Path) -> str:
+    return "/".join(path.parts[-2:])
+
+
+def _code_in(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The pieces of code in a file; with the TODOs whose stub a piece is."""
     if path.suffix == ".ipynb":
         nb = anatomy.read(path)
-        slugs = {answer.index: answer.slug for answer in anatomy.answers(nb) if answer.is_stub}
+        slugs = {answer.index: (answer.slug,) for answer in anatomy.answers(nb) if answer.is_stub}
         for index, cell in enumerate(nb.cells):
             if cell.cell_type == "code":
-                yield cell.source, slugs.get(index)
+                yield cell.source, slugs.get(index, ())
             else:
-                yield from ((block, None) for block in _fenced(cell.source))
+                yield from ((block, ()) for block in _fenced(cell.source))
     elif path.suffix == ".md":
-        yield from ((block, None) for block in _fenced(path.read_text(encoding="utf-8", errors="replace")))
+        yield from ((block, ()) for block in _fenced(path.read_text(encoding="utf-8", errors="replace")))
     elif path.suffix == ".py":
         code = path.read_text(encoding="utf-8", errors="replace")
-        yield code, None
+        answers = anatomy.answers_in_file(code, path.name)
+        for answer in answers:
+            if not answer.is_stub:
+                yield answer.source, ()
+                code = code.replace(answer.source, "pass")
+        yield code, (_in_unit(path), *(answer.slug for answer in answers)) if answers else ()
         tree = anatomy.python(code)
         for node in ast.walk(tree) if tree else []:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" in node.value:
-                yield node.value, None
+                yield node.value, ()
 
 
 def _fenced(text: str) -> list[str]:

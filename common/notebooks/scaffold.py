@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nbformat import NotebookNode, from_dict
 
-from common.course import Course, Unit, load
+from common.course import Course, Notebook, Unit, load
 from common.notebooks import anatomy, stamp
 from common.notebooks.anatomy import NotebookError
 
@@ -78,7 +78,7 @@ import torch.nn.functional as F
 from common.checks import check
 
 
-@check("mean-squared-error", points=4)
+@check("mean-squared-error", points=4{part})
 def mean_squared_error(answer, case):
     x, y = case.randn(3, 5), case.randn(3, 5)
     with case("one number for a whole batch", points=1, hint="take the mean over all axes at once"):
@@ -125,14 +125,19 @@ def mean_squared_error(prediction, target):
 """
 
 
-def new(root: Path, unit: str, title: str | None = None, say: Callable[[str], None] = print) -> Path:
+def new(
+    root: Path, unit: str, title: str | None = None, say: Callable[[str], None] = print, notebook: str | None = None
+) -> Path:
     """Start a unit: its notebook and checks, and in `solutions/` its solved notebook and stored answers.
+
+    Where the unit has checks already, a further notebook starts as a frame without a TODO.
 
     Args:
         root: the root of the course.
         unit: the folder, such as `phase2_transformers/lab1_attention`.
         title: of a unit that `common/course.toml` does not list yet; it is added there.
         say: is given what to do next.
+        notebook: the file name of one of the notebooks that `common/course.toml` lists; without it, the first.
 
     Returns:
         The new notebook.
@@ -142,21 +147,28 @@ def new(root: Path, unit: str, title: str | None = None, say: Callable[[str], No
     """
     unit = unit.strip("/")
     folder, solutions = root / unit, root / "solutions" / unit
-    for path in (*folder.glob("*.ipynb"), folder / "checks.py", solutions):
+    if notebook and not load(root).find(f"{unit}/{notebook}"):
+        raise NotebookError(f"common/course.toml lists no notebook {notebook} in {unit}. Add it to the unit there.")
+    whole = [*folder.glob("*.ipynb"), folder / "checks.py", solutions]
+    for path in [folder / notebook, solutions / notebook] if notebook else whole:
         if path.exists():
             raise NotebookError(f"{path} is there already. Choose another folder, or work on that one.")
-    entry = _entry(root, unit, title)
+    listed = _entry(root, unit, title)
     course = load(root)
-    notebook = _notebook(course, entry)
-    solved = deepcopy(notebook)
+    entry = next(one for one in listed.notebooks if notebook in (None, one.file))
+    further = (folder / "checks.py").exists()
+    made = _notebook(course, listed, entry, further)
+    solved = deepcopy(made)
     for cell in solved.cells:
         cell.source = cell.source.replace('raise NotImplementedError("mean-squared-error")', _RIGHT)
-    anatomy.write(notebook, course.notebook(entry))
-    anatomy.write_bytes(_CHECKS.format(title=entry.title).encode(), folder / "checks.py")
-    anatomy.write(solved, solutions / entry.notebook)
-    anatomy.write_bytes(_ANSWERS.encode(), solutions / "answers" / "mean-squared-error.py")
+    anatomy.write(made, course.file(entry))
+    anatomy.write(solved, solutions / entry.file)
+    if not further:
+        part = f', part="{_part(entry)}"' if len(listed.notebooks) > 1 else ""
+        anatomy.write_bytes(_CHECKS.format(title=listed.title, part=part).encode(), folder / "checks.py")
+        anatomy.write_bytes(_ANSWERS.encode(), solutions / "answers" / "mean-squared-error.py")
     say(_next_steps(entry))
-    return course.notebook(entry)
+    return course.file(entry)
 
 
 def _entry(root: Path, folder: str, title: str | None) -> Unit:
@@ -181,9 +193,17 @@ def _entry(root: Path, folder: str, title: str | None) -> Unit:
     return load(root).by_folder[folder]
 
 
-def _notebook(course: Course, unit: Unit) -> NotebookNode:
-    hours = unit.hours.replace("-", "–")
-    title = f"# {unit.title}\n\n**4 points** · **{hours} hours**\n\n{unit.builds} Put a picture of the result here."
+def _part(entry: Notebook) -> str:
+    """What `checks.py` calls a notebook of a unit that has several: `theory` for `hw1_theory.ipynb`."""
+    return entry.file.removesuffix(".ipynb").split("_", 1)[-1].lower()
+
+
+def _notebook(course: Course, unit: Unit, entry: Notebook, further: bool) -> NotebookNode:
+    several = len(unit.notebooks) > 1
+    name = f"{unit.title.split(':')[0]}: {entry.title}" if several else unit.title
+    time = entry.time.replace("-", "–")
+    title = f"# {name}\n\n**4 points** · **{time}**\n\n{unit.builds} Put a picture of the result here."
+    progress = f'progress(checks, "{_part(entry)}")' if several else "progress(checks)"
     cells = [
         _code("", "colab", "setup"),
         _text(title, "title"),
@@ -201,15 +221,18 @@ def _notebook(course: Course, unit: Unit) -> NotebookNode:
         _code(_USE, "error-plot"),
         _text("The smallest error is at 3, the mean of the numbers. Say what a picture shows.", "error-reading"),
         _text("## Your progress", "progress-intro"),
-        _code("progress(checks)", "progress"),
+        _code(progress, "progress"),
         _text(_RESULTS, "results"),
         _text("## Think further\n\n- Questions, ways to go on, and what to read.", "end"),
     ]
     check = cells[5]
     check["outputs"] = [{"output_type": "stream", "name": "stdout", "text": _PRINTED}]
     check["execution_count"] = 1
+    if further:
+        cells = [cell for cell in cells if not cell["id"].startswith(("error", "mean", "check"))]
+        cells[1]["source"] = title.replace("**4 points**", "**0 points**")
     notebook = from_dict({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells})
-    return stamp.stamp_notebook(notebook, course, unit)
+    return stamp.stamp_notebook(notebook, course, entry)
 
 
 def _code(source: str, id: str, *tags: str) -> dict:
@@ -228,12 +251,12 @@ def _text(source: str, id: str) -> dict:
     return {"cell_type": "markdown", "id": id, "metadata": {}, "source": source}
 
 
-def _next_steps(unit: Unit) -> str:
-    return f"""Made {unit.path} with one TODO, worked out to the end. Now:
+def _next_steps(entry: Notebook) -> str:
+    return f"""Made {entry.path}. Now:
 
-1. Edit {unit.path} and {unit.folder}/checks.py. `make lint` says which rule of the notebooks is broken.
-2. `make solutions` keeps what is in solutions/{unit.folder}/ and adds what is missing there.
-3. Answer every TODO in solutions/{unit.path}, run it, and store its checks' outputs by saving it.
-4. Store wrong answers (5 or more for each TODO) and other right ones in solutions/{unit.folder}/answers/<slug>.py.
+1. Edit {entry.path} and {entry.unit}/checks.py. `make lint` says which rule of the notebooks is broken.
+2. `make solutions` keeps what is in solutions/{entry.unit}/ and adds what is missing there.
+3. Answer every TODO in solutions/{entry.path}, run it, and store its checks' outputs by saving it.
+4. Store wrong answers (5 or more for each TODO) and other right ones in solutions/{entry.unit}/answers/<slug>.py.
 5. `make test` proves the checks with them; `make publish` takes it all onto the branch `solutions`.
 6. `make stamp` brings the tables of the READMEs up to date."""

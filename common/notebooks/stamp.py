@@ -1,8 +1,8 @@
 """Stamps what the course knows about itself into its notebooks and READMEs.
 
 From ``common/course.toml`` come the first cell of every notebook, its ``course`` metadata, the Colab badges
-and the syllabus tables; from each unit's ``results.json`` come the tables of measured results. Stamping twice
-changes nothing.
+and the syllabus tables; from each unit's ``results.json`` come the tables of measured results, one for each
+notebook. Stamping twice changes nothing.
 
 A README, or the Markdown cell ``results`` of a notebook, says by a pair of comments where a table goes::
 
@@ -22,13 +22,15 @@ import textwrap
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
-from common.course import Course, Unit, load
+from common.course import Course, Notebook, Unit, load
 from common.notebooks import anatomy
 
+NOTHING = "Nothing has been measured yet: `make results`."
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 
 
@@ -79,13 +81,13 @@ def stamp(root: str | Path | None = None, check: bool = False) -> list[str]:
     """
     course = load(root)
     changed = []
-    for unit in course.ready():
-        notebook = anatomy.read(course.notebook(unit))
-        stamped = stamp_notebook(deepcopy(notebook), course, unit)
+    for entry in course.notebooks():
+        notebook = anatomy.read(course.file(entry))
+        stamped = stamp_notebook(deepcopy(notebook), course, entry)
         if stamped != notebook:
-            changed.append(unit.path)
+            changed.append(entry.path)
             if not check:
-                anatomy.write(stamped, course.notebook(unit))
+                anatomy.write(stamped, course.file(entry))
     folders = ["", *(phase.folder for phase in course.phases), *(unit.folder for unit in course.units)]
     for folder in dict.fromkeys(folders):
         readme = course.root / folder / "README.md"
@@ -100,19 +102,24 @@ def stamp(root: str | Path | None = None, check: bool = False) -> list[str]:
     return changed
 
 
-def stamp_notebook(notebook: NotebookNode, course: Course, unit: Unit) -> NotebookNode:
+def metadata(entry: Notebook) -> dict[str, str]:
+    """The metadata ``course`` of a notebook: which one of the course's it is, and how many hours it takes."""
+    return {"unit": entry.unit, "notebook": entry.file, "hours": entry.hours}
+
+
+def stamp_notebook(notebook: NotebookNode, course: Course, entry: Notebook) -> NotebookNode:
     """Set the first cell, the badge in the title, the results and the metadata of a notebook, in place."""
-    notebook.metadata["course"] = {"unit": unit.folder, "hours": unit.hours}
-    source = first_cell(unit.folder, course.repository, course.branch)
+    notebook.metadata["course"] = metadata(entry)
+    source = first_cell(entry.unit, course.repository, course.branch)
     first = new_code_cell(source, id="colab", metadata={"tags": ["setup"]})
     cells = notebook.cells = [first, *(cell for cell in notebook.cells if cell.get("id") != "colab")]
     for cell in cells:
         if cell.cell_type == "markdown" and cell.source.startswith("# "):
-            cell.source = _with_badge(cell.source, colab_badge(course, unit))
+            cell.source = _with_badge(cell.source, colab_badge(course, entry))
             break
     for cell in cells:
         if cell.get("id") == "results":
-            cell.source = _between(cell.source, "results", lambda: _one_result(course, unit))
+            cell.source = _between(cell.source, "results", lambda: _tables(course, entry.unit).get(entry.file, NOTHING))
     return notebook
 
 
@@ -128,13 +135,13 @@ def stamp_readme(text: str, course: Course, folder: str) -> str:
     return _between(text, "results", lambda: results(course, folder))
 
 
-def colab_badge(course: Course, unit: Unit) -> str:
-    """The Markdown of the unit's Colab badge; "" unless the course lies on GitHub, where Colab reads from."""
+def colab_badge(course: Course, entry: Notebook) -> str:
+    """The Markdown of a notebook's Colab badge; "" unless the course lies on GitHub, where Colab reads from."""
     prefix = "https://github.com/"
     if not course.repository.startswith(prefix):
         return ""
     name = course.repository.removeprefix(prefix).removesuffix(".git")
-    return f"{BADGE}(https://colab.research.google.com/github/{name}/blob/{course.branch}/{unit.path})"
+    return f"{BADGE}(https://colab.research.google.com/github/{name}/blob/{course.branch}/{entry.path})"
 
 
 def syllabus(course: Course, folder: str = "") -> str:
@@ -145,11 +152,11 @@ def syllabus(course: Course, folder: str = "") -> str:
             continue
         rows = ["| unit | hours | what you build | points | status |", "|---|---|---|---|---|"]
         for unit in course.of_phase(phase.folder):
-            name, points = unit.title, course.points(unit)
+            points = course.points(unit)
+            name, known, status = unit.title, "", "planned"
             if points is not None:
-                name = f"[{name}]({_link(unit.path, folder)}) {colab_badge(course, unit)}".rstrip()
-            cells = [name, _hours(unit), unit.builds, "" if points is None else points, course.status(unit)]
-            rows.append(_row(cells))
+                name, known, status = _linked(course, unit, folder), str(points), "ready"
+            rows.append(_row([name, unit.hours.replace("-", "–"), unit.builds, known, status]))
         if not folder:
             title = phase.title
             if (course.root / phase.folder / "README.md").is_file():
@@ -159,41 +166,56 @@ def syllabus(course: Course, folder: str = "") -> str:
     return "\n\n".join(blocks)
 
 
+def _linked(course: Course, unit: Unit, folder: str) -> str:
+    """A unit's title in the syllabus, with a link to each of its notebooks."""
+    links = [
+        f"[{entry.title}]({_link(entry.path, folder)}) {colab_badge(course, entry)}".rstrip()
+        for entry in unit.notebooks
+    ]
+    return links[0] if len(links) == 1 else "<br>".join([unit.title, *links])
+
+
 def results(course: Course, folder: str = "") -> str:
     """The tables of measured results: of every unit at or below ``folder`` that has a ``results.json``."""
     blocks = []
     for unit in course.units:
         inside = not folder or unit.folder == folder or unit.folder.startswith(folder + "/")
-        if inside and (course.root / unit.folder / "results.json").is_file():
-            title = f"**[{unit.title}]({_link(unit.path, folder)})**"
-            blocks.append(f"{title}\n\n{_one_result(course, unit)}")
-    return "\n\n".join(blocks) or "Nothing has been measured yet: `make results`."
+        tables = _tables(course, unit.folder) if inside else {}
+        several = len(unit.notebooks) > 1
+        if several and tables:
+            blocks.append(f"**{unit.title}**")
+        for entry in unit.notebooks:
+            if entry.file in tables:
+                link = f"[{entry.title}]({_link(entry.path, folder)})"
+                blocks += [link if several else f"**{link}**", tables[entry.file]]
+    return "\n\n".join(blocks) or NOTHING
 
 
-def _one_result(course: Course, unit: Unit) -> str:
-    """The unit's ``results.json`` as a table: one row a measure, one column a scale."""
-    file = course.root / unit.folder / "results.json"
+def _tables(course: Course, unit: str) -> dict[str, str]:
+    """The tables of the notebooks of a unit that are in its ``results.json``, by the names of their files."""
+    file = course.root / unit / "results.json"
     if not file.is_file():
-        return "Nothing has been measured yet: `make results`."
+        return {}
     try:
-        runs = {scale: run for scale, run in json.loads(file.read_text(encoding="utf-8")).items() if run}
-        table = {"hardware": [run["hardware"] for run in runs.values()]}
-        table["time"] = [_seconds(run["seconds"]) for run in runs.values()]
-        for place, run in enumerate(runs.values()):
-            for measure, value in run["rows"]:
-                table.setdefault(measure, [""] * len(runs))[place] = str(value)
+        measured = json.loads(file.read_text(encoding="utf-8"))
+        return {notebook: _table(runs) for notebook, runs in measured.items() if runs}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not what `make results` writes: {error!r}; run it again") from error
+
+
+def _table(runs: dict[str, Any]) -> str:
+    """The runs of a notebook, by scale: one row a measure, one column a scale."""
+    table = {"hardware": [run["hardware"] for run in runs.values()]}
+    table["time"] = [_seconds(run["seconds"]) for run in runs.values()]
+    for place, run in enumerate(runs.values()):
+        for measure, value in run["rows"]:
+            table.setdefault(measure, [""] * len(runs))[place] = str(value)
     head = [_row(["measure", *runs]), "|---" * (len(runs) + 1) + "|"]
     return "\n".join([*head, *(_row([measure, *values]) for measure, values in table.items())])
 
 
 def _row(cells: list) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-def _hours(unit: Unit) -> str:
-    return unit.hours.replace("-", "–")
 
 
 def _seconds(seconds: float) -> str:

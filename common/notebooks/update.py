@@ -1,20 +1,23 @@
 """A newer version of the course in mid-term, without losing what the student has done.
 
 The newer course comes from the remote of a git clone or from a folder. Per file that both sides changed:
-a notebook gets the student's answers grafted into the new one; an answer file stays the student's; of
-anything else the new version is taken. The student's own version stays beside it as `*.before-update-*`.
+a notebook gets the student's answers grafted into the new one; an answer file that course.toml lists stays
+the student's; of anything else the new version is taken. The student's own version stays beside it as
+`*.before-update-*`.
 
 Every file is written whole or not at all, copies are made before anything is replaced, and git's HEAD moves
 last: after an interruption the next call carries on, and finds what is done already done.
 """
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath
 
+from common import course
 from common.notebooks import anatomy, git, graft, normal, rules
 from common.notebooks.anatomy import NotebookError
 
@@ -36,7 +39,7 @@ class _Change:
     paths: list[str]
     new: Reader
     before: Reader | None
-    units: set[str]
+    answer_files: set[str]
     executable: set[str]
 
 
@@ -86,7 +89,7 @@ def _bring(root: Path, change: _Change, say: Say) -> None:
             _write(root, path, new, change)
         elif path.endswith(".ipynb") and _has_answers(new):
             _merge_notebook(root, path, mine, new, old, change, say)
-        elif _is_answer_file(path, change.units) and not _is_untouched_code(new, mine):
+        elif path in change.answer_files and not _is_untouched_code(new, mine):
             beside = _lay_beside(root / path, new, "from-update", keep_ending=True)
             say(f"{path}: is yours and stays as it is. The new version lies beside it: {beside.name}")
         else:
@@ -151,11 +154,6 @@ def _has_answers(data: bytes) -> bool:
     return bool(anatomy.answers(anatomy.parse(data)))
 
 
-def _is_answer_file(path: str, units: set[str]) -> bool:
-    place = PurePosixPath(path)
-    return place.suffix == ".py" and place.name != "checks.py" and str(place.parent) in units
-
-
 def _is_untouched_code(new: bytes, mine: bytes) -> bool:
     """Whether the student's file holds no code that the new one does not hold too."""
     return graft.adds_nothing(new.decode("utf-8", "replace"), mine.decode("utf-8", "replace"))
@@ -185,13 +183,24 @@ def _from_folder(root: Path, new: Path) -> _Change:
         sorted(paths),
         new=lambda path: (folder / path).read_bytes(),
         before=None,
-        units=_units(paths),
+        answer_files=_answer_files(paths, (folder / "common" / "course.toml").read_bytes()),
         executable={path for path in paths if os.access(folder / path, os.X_OK)},
     )
 
 
-def _units(paths: list[str]) -> set[str]:
-    return {str(PurePosixPath(path).parent) for path in paths if path.endswith(".ipynb")}
+def _answer_files(paths: list[str], toml: bytes | None) -> set[str]:
+    """The answer files of the newer course: those that its course.toml lists.
+
+    Where this version cannot read that file, every file that may be one: then the student's stays.
+    """
+    try:
+        units = course.parse((toml or b"").decode(), Path()).units
+    except ValueError:
+        folders = {str(PurePosixPath(path).parent) for path in paths if path.endswith(".ipynb")}
+        code = [PurePosixPath(path) for path in paths if path.endswith(".py")]
+        given = re.compile(r"checks\.py|test_.*")
+        return {str(path) for path in code if str(path.parent) in folders and not given.fullmatch(path.name)}
+    return {f"{one.unit}/{name}" for unit in units for one in unit.notebooks for name in one.answer_files}
 
 
 # From git
@@ -244,7 +253,7 @@ def _from_commit(root: Path, base: str | None, target: str) -> _Change:
         sorted(changed),
         new=lambda path: _blob(root, target, path),
         before=None if base is None else lambda path: _blob(root, base, path),
-        units=_units(paths),
+        answer_files=_answer_files(paths, _blob(root, target, "common/course.toml")),
         executable={path for mode, path in listing if mode.startswith("100755")},
     )
 

@@ -15,22 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.checks import Answer, alike, check
+from common.checks import Answer, alike, always, check, made_by
 
 PER_KEY = "softmax over the last axis of the scores: the keys. Each query then has weights that sum to 1."
-
-
-def made_by(result, mistakes):
-    """Turn mistakes into questions: is `result`, of which a case compares only a part, made by this one?"""
-    return {
-        sentence: (lambda wrong=wrong: alike(result, wrong() if callable(wrong) else wrong))
-        for sentence, wrong in mistakes.items()
-    }
-
-
-def always(sentence):
-    """Return the mistake that explains every wrong value."""
-    return {sentence: lambda: True}
 
 
 NO_GRADIENT_YET = always("the result itself is not right yet, so its gradient cannot be")
