@@ -114,7 +114,11 @@ def test_find_root(root, tmp_path_factory):
         ('repository = ""', "", "repository"),
         ("phase1_fundamentals/lab2_barebones_network", "phase1_fundamentals/lab1_autograd_engine", "same folder"),
         ("phase1_fundamentals/lab2_barebones_network", "phase7/lab2", r"phase7/lab2 lies in no"),
-        ('"hw1_theory.ipynb"', '"hw1_backpropagation.ipynb"', r"course\.toml: homework/hw1_backpropagation lists a file twice"),
+        (
+            '"hw1_theory.ipynb"',
+            '"hw1_backpropagation.ipynb"',
+            r"course\.toml: homework/hw1_backpropagation lists a file twice",
+        ),
         ('["mlp.py", "sgd.py"]', '["mlp.py", "mlp.py"]', "hw1_backpropagation lists a file twice"),
     ],
 )
