@@ -261,8 +261,6 @@ def handed_in():
         "renamed",
         {"HW (1).ipynb": theory(), "x/Kopie.ipynb": practice(), "x/mlp (1).py": MLP, "y/alice_sgd-2.py": SGD},
         full,
-        "x/mlp (1).py was taken as mlp.py, by its name",
-        "alice_sgd-2.py was taken as sgd.py, by its name",
     )
     add(
         "by_its_names",
@@ -285,20 +283,51 @@ def handed_in():
     add("only_theory", {"theory.ipynb": theory()}, [2, 0, 0, 0, 0, 0, 0, 0], "practice.ipynb was not found")
     add("only_files", {"mlp.py": MLP, "sgd.py": SGD}, without("square-slope", "use-mlp"), "theory.ipynb was not found")
     loose = {"loose_mlp.py": MLP, "loose-theory.ipynb": theory(), "loose_practice (1).ipynb": practice()}
-    add("loose", loose, without("descend"), "loose_mlp.py was taken as mlp.py")
+    add("loose", loose, without("descend"), "sgd.py was not found")
+    canvas = {"456_mlp.py": MLP, "457_sgd-1.py": SGD, "458_theory.ipynb": theory(), "459_x.ipynb": practice()}
+    add("smith_123", {f"smith_123_{name}": content for name, content in canvas.items()}, full)
+    add("in", RIGHT, full)  # the folder holds one student's files, called as the course calls them
+    half = MLP.split("# TODO mse-loss")[0]
+    tests = {"test_mlp (1).py": "from mlp import MLP, mse_loss\n", "x_460_test_mlp.py": "from mlp import MLP\n"}
+    add("own_tests", RIGHT | {"mlp.py": half} | tests, without("mse-loss"), "mlp.py does not define mse_loss")
     mlp("syntax", MLP.replace("= x\n", "= = x\n"), without(*in_file, "use-mlp"), "mlp.py cannot be imported")
-    mlp("raises", MLP + "\nimport matplotlib\n1 / 0\n", without(*in_file, "use-mlp"), "ZeroDivisionError", "line 32")
-    mlp("exits", MLP + "\nimport os\nos._exit(0)\n", without(*in_file, "use-mlp"), "mlp.py ends Python")
-    mlp("hangs", MLP + "\nwhile True: pass\n", without(*in_file, "use-mlp"), "mlp.py takes longer than 5 s")
+    mlp(
+        "raises",
+        MLP + "\nimport matplotlib\n1 / 0\n",
+        without(*in_file, "use-mlp"),
+        "ZeroDivisionError",
+        "line 32 of mlp.py",
+    )
+    absent = "mlp.py cannot be imported: ModuleNotFoundError: No module named 'not_there', line 1 of mlp.py"
+    mlp("import_error", "import not_there\n" + MLP, without(*in_file, "use-mlp"), absent)
+    mlp(
+        "exits",
+        MLP + "\nimport os\nos._exit(0)\n",
+        without(*in_file, "use-mlp"),
+        "mlp.py ends Python (exit code 0), line 32 of",
+    )
+    mlp(
+        "hangs", MLP + "\nwhile True: pass\n", without(*in_file, "use-mlp"), "5 s (an endless loop?), line 31 of mlp.py"
+    )
     in_backward = MLP.replace('self.grads["W"] =', "while True: pass #")
     mlp("hangs_inside", in_backward, without("mlp-backward"), "mlp-backward takes longer than 5 s")
     mlp("no_loss", MLP.split("# TODO mse-loss")[0], without("mse-loss"), "mlp.py does not define mse_loss; the course")
     needs_sgd = {"mlp.py": "import os\nfrom sgd import given\nos.chdir('/')\n" + MLP, "sgd.py": SGD}
     add("one_needs_another", RIGHT | needs_sgd, full)
+    broken = {"sgd.py": SGD.replace("2 * x", "2 * * x")}
+    add("one_breaks_itself_only", RIGHT | needs_sgd | broken, without("descend"), "sgd.py cannot be imported: Syntax")
+    in_a_ring = {"mlp.py": "import sgd\n" + MLP, "sgd.py": "import mlp\n" + SGD}
+    add("in_a_ring", RIGHT | in_a_ring, full)
+    own_import = practice("from mlp import MLP as Model\n    return Model(3, 2).forward(x)")
+    add("imports_in_a_cell", RIGHT | {"practice.ipynb": own_import}, full)
     mlp("empty", "", without(*in_file, "use-mlp"), "does not define SCALE, MLP, mse_loss")
     add("no_given", RIGHT | {"sgd.py": "# TODO descend" + SGD.split("# TODO descend")[1]}, full, "define given")
     clamped = MLP.replace("return x @", "return (x @").replace(".T * SCALE", ".T).clamp(-10, 10)")
     mlp("hidden_only", clamped, [2, 0, 0, 1, 3, 3, 1, 2])
+    interrupts = MLP.replace(
+        "self.cache = x", "self.cache = x\n        if len(x) == 1: raise KeyboardInterrupt('TOLD')"
+    )
+    mlp("interrupts", interrupts, [2, 0, 0, 1, 2, 3, 1, 2])
     mlp("autograd", MLP.replace("g.T @ self.cache", "torch.func.grad(lambda w: w.sum())(g)"), without("mlp-backward"))
     mlp("latin", b"# -*- coding: latin-1 -*-\n" + MLP.replace("Wᵀ", "Ä").encode("latin-1"), full)
     mlp("windows", MLP.replace("Wᵀ", "Ä").replace("\n", "\r\n").encode("cp1252"), full)
@@ -314,7 +343,8 @@ def handed_in():
         "more than 50",
     )
     evil = "raise SystemExit\n"
-    shadows = {"checks.py": evil, "torch.py": evil, "common/__init__.py": evil, "hidden_checks.py": evil}
+    names = ("checks.py", "checks (1).py", "torch.py", "random.py", "json.py", "common/__init__.py", "common.py")
+    shadows = dict.fromkeys((*names, "hidden_checks.py"), evil)
     add("shadows", RIGHT | shadows | {"test_mlp.py": MLP, "IPython.py": evil}, full)
     prose = theory(why_chain="<script>alert(1)</script>\n\nline two", why_relu="It  is\ncheap.")
     add("prose", RIGHT | {"theory.ipynb": prose}, full)
@@ -325,6 +355,7 @@ def handed_in():
 
 CASES = handed_in()
 UNANSWERED = {"untouched", "only_practice", "only_files"}
+LOOSE = {"loose", "smith_123", "in"}
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +365,7 @@ def graded(tmp_path_factory):
     made = {}
     for student, (files, *_) in CASES.items():
         for name, content in files.items():
-            path = name if student == "loose" else f"{student}/{name}"
+            path = name if student in LOOSE else f"{student}/{name}"
             made[path] = content if isinstance(content, str | bytes) else stored(content)
     made["lab/lab1_made.ipynb"] = stored(submission())
     made["lab/helper.py"] = "class MLP: pass"  # not the homework's
@@ -386,9 +417,11 @@ def answer_of(graded, student, slug):
     ("student", "slug", "state", "words"),
     [
         ("syntax", "mlp-forward", "broken", ["mlp.py does not run: SyntaxError", "line 17: self.cache = = x"]),
-        ("raises", "mse-loss", "broken", ["ZeroDivisionError", "line 32: 1 / 0"]),
+        ("raises", "mse-loss", "broken", ["ZeroDivisionError", "line 32 of mlp.py: 1 / 0"]),
         ("syntax", "use-mlp", "graded", ["mlp-forward is still to do"]),
-        ("hangs", "mlp-forward", "stopped", ["takes longer"]),
+        ("hangs", "mlp-forward", "stopped", ["takes longer", "line 31 of mlp.py"]),
+        ("hangs_inside", "mlp-backward", "stopped", ["takes longer", "line 23 of mlp.py"]),
+        ("interrupts", "mlp-forward", "graded", ["the hidden tests could not go on"]),
         ("no_loss", "mse-loss", "todo", []),
         ("autograd", "mlp-backward", "graded", ["automatic differentiation (torch.func.grad)"]),
         ("untouched", "mlp-forward", "todo", []),
@@ -418,7 +451,18 @@ def test_hidden_tests_show_name_and_hint_only(graded):
     assert page.index("x Wᵀ") < page.index("Hidden tests") < page.index("large numbers")
     assert "SECRET" not in json.dumps(graded["rows"])
     assert "SECRET" not in page
+    assert "instead of" not in page
     assert "Hint: no clamping" in page
+    assert "TOLD" not in page_of(graded, "interrupts")
+
+
+def test_which_files_were_graded_is_said(graded):
+    files = ["HW (1).ipynb as theory.ipynb", "x/Kopie.ipynb as practice.ipynb"]
+    files += ["x/mlp (1).py as mlp.py", "y/alice_sgd-2.py as sgd.py"]
+    assert f"Graded: {', '.join(files)}." in page_of(graded, "renamed")
+    assert "Graded: theory.ipynb, practice.ipynb, mlp.py, sgd.py." in page_of(graded, "own_tests")
+    table = {line["student"]: line["files"] for line in lines_of(graded["out"] / "grades.csv")}
+    assert table["renamed"] == " | ".join(files)
 
 
 def test_a_page_has_a_section_for_each_file(graded):
@@ -451,7 +495,8 @@ def test_lost_hidden_tests_are_said_aloud(tmp_path):
         ("Alice Smith_99_assignsubmission_file_mlp", "Alice Smith_99"),
         ("alice_theory", "alice"),
         ("Ä. Ö - practice (2)", "Ä. Ö"),
-        ("mlp", "mlp"),
+        ("mlp", "in"),
+        ("mlp (1)", "mlp (1)"),
         ("lab1_made", "lab1_made"),
         ("my_theory_notes", "my_theory_notes"),
     ],
@@ -461,6 +506,20 @@ def test_whose_a_loose_file_is(tmp_path, name, student):
     hand_in(tmp_path / "in", {f"{name}.py": MLP})
     (task,) = collect.collect(tmp_path / "in", bases)
     assert task.student == student
+
+
+def test_whose_a_folder_is(tmp_path):
+    bases = collect.load_units(homework(tmp_path / "course", bundle=False))
+    for name in ("Alice_99_assignsubmission_file_", "Alice_99_assignsubmission_onlinetext", "b_1_2_mlp"):
+        hand_in(tmp_path / "in", {f"{name}/mlp.py": MLP})
+    assert [task.student for task in collect.collect(tmp_path / "in", bases)] == ["Alice_99", "b_1_2_mlp"]
+
+
+def test_a_file_of_another_units_name_is_no_submission_for_it(tmp_path):
+    bases = collect.load_units(homework(tmp_path / "course", bundle=False))
+    hand_in(tmp_path / "in", {"a/lab1_made.ipynb": stored(submission()), "a/sgd.py": "lr = 1"})
+    (task,) = collect.collect(tmp_path / "in", bases)
+    assert (task.unit, task.files, task.remarks) == ("phase9_made/lab1_made", ("lab1_made.ipynb",), [])
 
 
 # Marking.
@@ -600,6 +659,14 @@ def test_what_is_odd_in_a_sheet_is_said_and_kept(tmp_path):
     assert "line 8: 'x' for why of bob" in problems[1]
     assert "2 lines (line 2, 7) are of no question or student" in problems[2]
     assert path.read_text() == f"{before}new,u,why,,4,\nidle,u,why,,4,\n"
+
+
+def test_marks_of_another_unit_stay_without_a_word(tmp_path):
+    path = tmp_path / "marks.csv"
+    path.write_text(f"{HEAD}ann,u,why,3,4,\nann,another,why,2,4,\n")
+    before, ann = path.read_text(), row()
+    assert marks.update(tmp_path, [ann]) == []
+    assert (ann.points, path.read_text()) == (3, before)
 
 
 def test_a_sheet_with_quotes_that_do_not_match(tmp_path):

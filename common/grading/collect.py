@@ -14,9 +14,11 @@ import stat
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from graphlib import CycleError, TopologicalSorter
 from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 from nbformat import NotebookNode
 
@@ -93,7 +95,8 @@ class Task:
 
     Attributes:
         base: the unit; None when none fits.
-        files: the names of the files that are graded; none when there is nothing to grade.
+        files: the files that are graded, and as which file of the course where the unit has several; none when
+            there is nothing to grade.
         jobs: what to run, for each notebook of the unit that there is anything to run of.
         prose: the Markdown answers by slug, for a person to mark; "" for one that is not answered.
         missing: the course's notebooks and answer files that were not handed in.
@@ -138,21 +141,28 @@ def _base(unit: course.Unit, folder: Path) -> Base:
     checks = (folder / "checks.py").read_text(encoding="utf-8")
     sources = [cell.source for part in parts for cell in part.notebook.cells if anatomy.role(cell) == "setup"]
     local = {file.stem for file in folder.glob("*.py")}
-    imports = tuple(line for source in [*sources, checks] for line in _imports(source, local))
-    return Base(unit.folder, folder, tuple(parts), imports, _hidden_points(checks))
+    imports = [one for source in [*sources, checks] for one in _imports(source)]
+    shared = tuple(statement for statement, packages in imports if not local & packages)
+    return Base(unit.folder, folder, tuple(parts), shared, _hidden_points(checks))
 
 
-def _imports(source: str, local: set[str]) -> Iterator[str]:
+def _imports(source: str) -> Iterator[tuple[str, set[str]]]:
+    """The import statements at the top level of some code, with the packages that each names."""
     tree = anatomy.python(source)
     for node in tree.body if tree else []:
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield ast.unparse(node), {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            names = [node.module]
-        else:
-            continue
-        if not local & {name.split(".")[0] for name in names}:
-            yield ast.unparse(node)
+            yield ast.unparse(node), {node.module.split(".")[0]}
+
+
+def own_names(source: str) -> list[str]:
+    """The names that a Python file defines at its top level, without those that it imports."""
+    tree = anatomy.python(source)
+    if tree is None:
+        return anatomy.defined_names(source)
+    own = [line for line in tree.body if not isinstance(line, ast.Import | ast.ImportFrom)]
+    return [name for line in own for name in anatomy.bound_names(line)]
 
 
 def _hidden_points(checks: str) -> dict[str, float]:
@@ -187,20 +197,25 @@ def collect(folder: Path, bases: Sequence[Base], unit: str | None = None, skip: 
     for entry in sorted(folder.iterdir()):
         if _is_litter(entry.name) or (skip and entry.resolve() == skip.resolve()):
             continue
-        is_folder = entry.is_dir() and not entry.is_symlink()
-        student = entry.name if is_folder else _student(entry.stem, bases)
-        entries.setdefault(printable(student), []).append(entry)
+        entries.setdefault(printable(_student(entry, bases)), []).append(entry)
     return [task for student, paths in entries.items() for task in _tasks(student, paths, bases, unit)]
 
 
-def _student(stem: str, bases: Sequence[Base]) -> str:
-    """Whose a loose file is: what stands in its name before the mark of Moodle, of Canvas, or the course's own name."""
-    names = [re.escape(Path(name).stem) for base in bases for name in base.todos]
-    for pattern in (
-        r"(.+_\d+)_assignsubmission_.*",
-        r"([^\W_]+)(?:_late)?(_\d+)_\d+_.*",
-        rf"(.*[^\W_])[-_ .]+(?:{'|'.join(names)})(?: ?\(\d+\)|-\d+)?",
-    ):
+def _student(entry: Path, bases: Sequence[Base]) -> str:
+    """Whose a sub-folder or loose file is: what stands in its name before the mark that a learning platform adds.
+
+    Of a loose file, also what stands before the course's own name of it. Files that are called as the course calls
+    the several files of a unit are all of one student, whose name is that of the folder.
+    """
+    moodle, canvas = r"(.+_\d+)_assignsubmission_.*", r"([^\W_]+)(?:_late)?(_\d+)_\d+_.*"
+    if entry.is_dir() and not entry.is_symlink():
+        stem, patterns = entry.name, [moodle]
+    elif any(entry.name in base.todos for base in bases if len(base.todos) > 1):
+        return entry.parent.resolve().name
+    else:
+        names = "|".join(re.escape(Path(name).stem) for base in bases for name in base.todos)
+        stem, patterns = entry.stem, [moodle, canvas, rf"(.*[^\W_])[-_ .]+(?:{names})(?: ?\(\d+\)|-\d+)?"]
+    for pattern in patterns:
         if found := re.fullmatch(pattern, stem, re.IGNORECASE):
             return "".join(found.groups())
     return stem
@@ -223,6 +238,7 @@ class _Candidate:
         rank: the smallest is graded.
         steps: what to run.
         remarks: what is odd about it, if it is graded.
+        prose: as in `Task`.
     """
 
     name: str
@@ -278,20 +294,39 @@ def _task(student: str, candidates: Sequence[_Candidate], remarks: Sequence[str]
                 points = sum(answer.points or 0 for answer in todos)
                 said.append(f"{wanted} was not found: its {points} points are missing")
             continue
-        chosen[wanted], *rest = same
-        said += same[0].remarks
+        best, *rest = same
+        chosen[wanted] = best
+        said += best.remarks
         if rest:
             others = ", ".join(one.name for one in rest)
-            said.append(f"graded {same[0].name}; not graded, since no more is answered in them: {others}")
+            said.append(f"graded {best.name}; not graded, since no more is answered in them: {others}")
     jobs = []
     for part in base.parts:
-        names = [*(file.name for file in part.files), part.name]  # the cells import the files
-        steps = tuple(step for name in names if name in chosen for step in chosen[name].steps)
+        parts = _by_imports([chosen[file.name] for file in part.files if file.name in chosen])
+        parts += [chosen[part.name]] if part.name in chosen else []  # its cells import the files
+        steps = tuple(step for one in parts for step in one.steps)
         if any(step.kind == "answer" for step in steps):
             jobs.append(steps)
     prose = {slug: text for one in chosen.values() for slug, text in one.prose.items()}
-    files = tuple(one.name for one in chosen.values())
+    renamed = len(base.todos) > 1
+    files = tuple(
+        f"{one.name} as {wanted}" if renamed and Path(one.name).name != wanted else one.name
+        for wanted, one in chosen.items()
+    )
     return Task(student, base.unit, base, said, files, tuple(jobs), prose, frozenset(base.todos.keys() - chosen))
+
+
+def _by_imports(files: Sequence[_Candidate]) -> list[_Candidate]:
+    """Sort answer files, each behind those that it imports: one that is broken is found before it breaks others."""
+    modules = {one.wanted.removesuffix(".py"): one for one in files}
+    needs = {}
+    for name, one in modules.items():
+        packages = {package for _, found in _imports(one.steps[0].source) for package in found}
+        needs[name] = [other for other in modules if other in packages and other != name]
+    try:
+        return [modules[name] for name in TopologicalSorter(needs).static_order()]
+    except CycleError:
+        return list(files)
 
 
 def _notebook(name: str, notebook: NotebookNode, bases: Sequence[Base]) -> _Candidate | None:
@@ -343,29 +378,28 @@ def _answer_files(
     wanted = [(base, file) for base in bases for part in base.parts for file in part.files]
     given = {path.name for base in bases for path in base.folder.glob("*.py")} - {file.name for _, file in wanted}
     python = [file for file in files if re.search(r"\.py(?![a-z])", file.name.lower())]
-    python = [file for file in python if wanted and Path(file.name).name not in given]
+    python = [file for file in python if wanted and all(_likeness(file.name, one) == 2 for one in given)]
     python.sort(key=lambda file: min(_likeness(file.name, one.name) for _, one in wanted))
     for file, content in _read(python, "Python files", LARGEST_PYTHON, remarks):
         source = _text(content)
-        names = set(anatomy.defined_names(source))
+        names = set(own_names(source))
         fitting = []
         for base, one in wanted:
             likeness = _likeness(file.name, one.name)
             defined = sorted({answer.name for answer in one.answers if answer.name} & names)
-            if likeness == 0 or (defined and (likeness == 1 or base.unit in present or not present)):
+            near = base.unit in present or not present
+            if (near and likeness == 0) or (defined and (near or likeness < 2)):
                 fitting.append((likeness, base.unit not in present, -len(defined), base, one, defined))
         if not fitting:
             continue
         likeness, _, _, base, one, defined = min(fitting, key=lambda fit: fit[:3])
-        said = ["", f"{file.name} was taken as {one.name}, by its name"][min(likeness, 1)]
-        if likeness == 2:
-            said = f"{file.name} was taken as {one.name}, since it defines {', '.join(defined)}"
+        guess = f"{file.name} was taken as {one.name}, since it defines {', '.join(defined)}"
         open_todos = set(re.findall(r"^[^#\n]*NotImplementedError\([\"']([a-z0-9-]+)[\"']\)", source, re.M))
         answered = sum(answer.name in names and answer.slug not in open_todos for answer in one.answers)
         steps = [Step("file", one.name, source)]
         steps += [Step("answer", answer.slug, "", answer.name or "", file=one.name) for answer in one.answers]
         rank = (-answered, likeness, file.name.count("/"))
-        yield _Candidate(file.name, base, one.name, rank, steps, [said] if said else [])
+        yield _Candidate(file.name, base, one.name, rank, steps, [guess] if likeness == 2 else [])
 
 
 def _likeness(name: str, wanted: str) -> int:
@@ -393,10 +427,15 @@ def _text(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class _File:
-    """A file of a submission: its name to show, and what reads up to so many bytes of it."""
+    """A file of a submission: its name to show, and what opens it."""
 
     name: str
-    read: Callable[[int], bytes]
+    open: Callable[[], IO[bytes]]
+
+    def read(self, most: int) -> bytes:
+        """Return its contents, up to so many bytes."""
+        with self.open() as file:
+            return file.read(most)
 
 
 def _is_litter(name: str) -> bool:
@@ -416,9 +455,14 @@ def _read(files: Sequence[_File], kind: str, most: int, remarks: list[str]) -> I
             remarks.append(f"{file.name}: cannot be unpacked ({type(error).__name__}); unpack it by hand")
         else:
             if len(content) > most:
-                remarks.append(f"{file.name}: larger than {most // 2**20} MB; clear its outputs")
+                advice = "; clear its outputs" if kind == "notebooks" else ""
+                remarks.append(f"{file.name}: larger than {most // 2**20} MB{advice}")
             else:
                 yield file, content
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return path.open("rb")
 
 
 def _files(entries: Sequence[Path], remarks: list[str]) -> Iterator[_File]:
@@ -426,13 +470,6 @@ def _files(entries: Sequence[Path], remarks: list[str]) -> Iterator[_File]:
 
     def refuse(error: OSError) -> None:
         remarks.append(f"{printable(Path(error.filename).name)}: cannot be opened ({error.strerror})")
-
-    def reader(path: Path) -> Callable[[int], bytes]:
-        def read(most: int) -> bytes:
-            with path.open("rb") as file:
-                return file.read(most)
-
-        return read
 
     for entry in entries:
         if entry.is_symlink() or not entry.is_dir():
@@ -450,9 +487,9 @@ def _files(entries: Sequence[Path], remarks: list[str]) -> Iterator[_File]:
             elif not stat.S_ISREG(path.stat().st_mode):
                 remarks.append(f"{name}: not a file")
             elif path.name.lower().endswith(".zip"):
-                yield from _zipped(_File(name, reader(path)), remarks)
+                yield from _zipped(_File(name, partial(_opened, path)), remarks)
             else:
-                yield _File(name, reader(path))
+                yield _File(name, partial(_opened, path))
 
 
 def _zipped(file: _File, remarks: list[str]) -> Iterator[_File]:
@@ -463,15 +500,7 @@ def _zipped(file: _File, remarks: list[str]) -> Iterator[_File]:
     except Exception as error:
         remarks.append(f"{file.name}: cannot be unpacked ({type(error).__name__}); unpack it by hand")
         return
-
-    def reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[int], bytes]:
-        def read(most: int) -> bytes:
-            with archive.open(info) as member:
-                return member.read(most)
-
-        return read
-
     for archive in archives:
         for info in archive.infolist():
             if not info.is_dir() and not any(_is_litter(part) for part in info.filename.split("/")):
-                yield _File(printable(f"{file.name}/{info.filename}"), reader(archive, info))
+                yield _File(printable(f"{file.name}/{info.filename}"), partial(archive.open, info))

@@ -80,8 +80,11 @@ def _take(sheet: _Sheet, questions: dict[_Key, AnswerResult]) -> Iterator[str]:
     loosely: dict[_Key, list[_Key]] = {}
     for key in questions:
         loosely.setdefault(_loose(key), []).append(key)
+    units = {unit for _, unit, _ in loosely} | {""}
     unknown = []
     for line in sheet.lines():
+        if _loose(line.key)[1] not in units:  # another homework's, graded into the same folder
+            continue
         alike = [line.key] if line.key in questions else loosely.get(_loose(line.key), [])
         if len(alike) != 1:
             unknown.append(line.number)

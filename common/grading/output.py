@@ -111,7 +111,7 @@ def _csv(rows: Sequence[Row]) -> str:
         return f"{row.unit}/{slug}" if several else slug
 
     columns = dict.fromkeys(column(row, answer.slug) for row in rows for answer in row.answers)
-    head = ["student", "unit", "total", "out_of", *columns, "percent", "unmarked", "remarks"]
+    head = ["student", "unit", "total", "out_of", *columns, "percent", "unmarked", "files", "remarks"]
     text = io.StringIO()
     writer = csv.DictWriter(text, head, lineterminator="\n")
     writer.writeheader()
@@ -120,7 +120,8 @@ def _csv(rows: Sequence[Row]) -> str:
             column(row, answer.slug): "" if answer.state == "unchecked" else number(answer.points)
             for answer in row.answers
         }
-        cells |= {"student": row.student, "unit": row.unit, "remarks": " | ".join(row.remarks)}
+        cells |= {"student": row.student, "unit": row.unit}
+        cells |= {"files": " | ".join(row.files), "remarks": " | ".join(row.remarks)}
         cells |= {"total": number(row.points), "out_of": number(row.out_of), "unmarked": str(row.unmarked)}
         cells["percent"] = f"{100 * row.points / row.out_of:.1f}" if row.out_of else "0.0"
         writer.writerow({name: no_formula(cell) for name, cell in cells.items()})

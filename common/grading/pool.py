@@ -12,6 +12,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -61,7 +62,7 @@ class AnswerResult:
 class Row:
     """What one student earned in one unit; `failed` when the course or the grader, not the student, is at fault.
 
-    `files` are the names of the student's files that were graded.
+    `files` are the student's files that were graded (see `common.grading.collect.Task`).
     """
 
     student: str
@@ -186,14 +187,24 @@ class _Run:
         ended = not self._process.is_alive()  # asked first: what it wrote before its end is read below
         fault = self._read()
         if self._done:
-            return self._finish()
+            self.kill()
+            return self._complete()
         if fault:
             return self._leave_out(fault)
         if ended:
             return self._leave_out(_cause(self._process.exitcode))
         if time.monotonic() > self.deadline:
+            self._ask_where()
             return self._leave_out(f"takes longer than {self._limit:.0f} s (an endless loop?)")
         return False
+
+    def _ask_where(self) -> None:
+        """Let a worker that hangs say in which line, and give it a moment to do so."""
+        assert self._process.pid
+        with contextlib.suppress(OSError):
+            os.kill(self._process.pid, signal.SIGUSR1)
+        time.sleep(0.2)
+        self._read()
 
     def kill(self) -> None:
         """End the worker, with its children, and delete its folder."""
@@ -226,7 +237,7 @@ class _Run:
         self._process = self._context.Process(target=start, args=(job, theirs))
         self._process.start()
         theirs.close()
-        self._buffer, self._received = b"", 0
+        self._buffer, self._received, self._where = b"", 0, ""
         self._closed = self._done = False
         self._step, self._limit = "", float(STARTUP)
         self.deadline = time.monotonic() + STARTUP
@@ -244,6 +255,9 @@ class _Run:
                 return "floods the grader with data"
             *lines, self._buffer = (self._buffer + data).split(b"\n")
             for line in lines:
+                if not line.startswith(b"{"):
+                    self._where = self._where or _place(line.decode(errors="replace"))
+                    continue
                 try:
                     self._take(json.loads(line))
                 except (ValueError, TypeError, KeyError, AttributeError):
@@ -274,6 +288,7 @@ class _Run:
     def _leave_out(self, cause: str) -> bool:
         """The worker is lost: put the stub in the place of the answer that it was busy with, and go on."""
         self.kill()
+        cause += self._where
         lost = [step for step in self._steps if step.kind == "answer" and self._step in (step.label, step.file)]
         if not lost or not self._step:
             self.row.failed = self.row.failed or not self._step
@@ -294,10 +309,6 @@ class _Run:
         self.start()
         return False
 
-    def _finish(self) -> bool:
-        self.kill()
-        return self._complete()
-
     def _complete(self) -> bool:
         self.row.seconds = round(self.row.seconds + time.monotonic() - (self._began or time.monotonic()), 2)
         return True
@@ -308,6 +319,15 @@ class _Run:
     def _remark(self, text: str) -> None:
         if text not in self.row.remarks and len(self.row.remarks) < 50:
             self.row.remarks.append(text)
+
+
+def _place(line: str) -> str:
+    """What a line of faulthandler's says about a student's code, as the end of a sentence; '' when nothing."""
+    found = re.fullmatch(rf'  File "(?:<ipython-input.*|.*/{FOLDER}[^/]*/([^/]*))", line (\d+) in (.*)', line)
+    if not found:
+        return ""
+    file, number, function = found.groups()
+    return f", line {number} of {file or ('the cell' if function == '<module>' else function)}"
 
 
 def _cause(exitcode: int | None) -> str:

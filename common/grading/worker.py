@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
+import faulthandler
 import importlib
 import importlib.util
 import json
@@ -28,8 +28,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from common.checks import Answer, Check, find
+from common.grading.collect import own_names
 from common.grading.job import FOLDER, Job, Step
-from common.notebooks import anatomy
 from common.runtime import seed_everything
 
 LONGEST_TEXT = 2000  # characters of one message
@@ -42,7 +42,8 @@ def work(job: Job, pipe: Connection) -> None:
     """Do `job` and end the process.
 
     Each line written to `pipe` is one JSON message, sent as soon as it is known: `{"start": label}` before
-    a step runs, `{"answer": slug, ...}` when it has been judged, `{"remark": text}`, and `{"done": true}`.
+    a step runs, `{"answer": slug, ...}` when it has been judged, `{"remark": text}`, and `{"done": true}`. Lines
+    that are no JSON say where a worker hung or died (see `_tell_where`).
     """
     os.setsid()  # a process group of our own, which can be killed whole
 
@@ -55,6 +56,7 @@ def work(job: Job, pipe: Connection) -> None:
         _silence()
         threading.Thread(target=_die_with_the_reader, args=(pipe, job.folder), daemon=True).start()
         _limit(job.memory, job.seconds)
+        _tell_where(pipe)
         torch.set_num_threads(1)
         seed_everything(job.seed)
         os.chdir(job.folder)
@@ -128,11 +130,10 @@ class Session:
             self._send({"remark": f"{step.label} cannot be imported: {error}"})
             return error
         self._files[step.label] = defined = vars(module)
-        given: dict[str, Any] = {}
-        exec(compile(stub, step.label, "exec"), given)
-        missing = [name for name in _own_names(stub) if name not in defined]
-        defined |= {name: given[name] for name in missing}
-        if missing:
+        if missing := [name for name in own_names(stub) if name not in defined]:
+            given: dict[str, Any] = {}
+            exec(compile(stub, step.label, "exec"), given)
+            defined |= {name: given[name] for name in missing}
             self._send({"remark": f"{step.label} does not define {', '.join(missing)}; the course's own was used"})
         return ""
 
@@ -171,12 +172,15 @@ def judge(
         return {"state": "broken", "message": message}
     try:
         report = check.run(answer, seed)
-        more = hidden.run(answer, seed).as_dict()["cases"] if hidden and not report.todo else []
     except BaseException as raised:
         return {"state": "broken", "message": f"the check could not go on: {_describe(raised)}"}
-    message = f"the cell defines {step.name}, but then stops: {error}" if error else ""
     cases = [case | {"hidden": False} for case in report.as_dict()["cases"]]
-    cases += [case | {"hidden": True, "message": ""} for case in more]
+    message = f"the cell defines {step.name}, but then stops: {error}" if error else ""
+    if hidden and not report.todo:
+        try:
+            cases += [case | {"hidden": True, "message": ""} for case in hidden.run(answer, seed).as_dict()["cases"]]
+        except BaseException:
+            message = "the hidden tests could not go on"
     return {"state": "todo" if report.todo else "graded", "message": message, "cases": cases}
 
 
@@ -205,13 +209,6 @@ class _Shell(InteractiveShell):
         return []
 
 
-def _own_names(source: str) -> list[str]:
-    """The names that a file defines at its top level, without those that it imports."""
-    tree = anatomy.python(source)
-    own = [line for line in tree.body if not isinstance(line, ast.Import | ast.ImportFrom)] if tree else []
-    return [name for line in own for name in anatomy.bound_names(line)]
-
-
 def _load(path: Path) -> ModuleType:
     """Import checks under a name of their own, apart from the `checks` that the notebook imports."""
     spec = importlib.util.spec_from_file_location(f"_the_graders_{path.stem}", path)
@@ -228,6 +225,20 @@ def _silence() -> None:
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     sys.stdin, sys.stdout, sys.stderr = (open(os.devnull, mode) for mode in ("r", "w", "w"))  # noqa: SIM115
+
+
+def _tell_where(pipe: Connection) -> None:
+    """Write the line that the answers are at to `pipe` when they crash, leave Python, or the grader asks for it."""
+    faulthandler.enable(pipe.fileno(), all_threads=False)
+    faulthandler.register(signal.SIGUSR1, pipe.fileno(), all_threads=False)
+    leave, worker = os._exit, os.getpid()
+
+    def tell_and_leave(status: int) -> None:
+        if os.getpid() == worker:  # no child of the answers
+            faulthandler.dump_traceback(pipe.fileno(), all_threads=False)
+        leave(status)
+
+    os._exit = tell_and_leave  # type: ignore[assignment]
 
 
 def _die_with_the_reader(pipe: Connection, folder: Path) -> None:
@@ -258,7 +269,7 @@ def _limit(memory: int, seconds: int) -> None:
 
 
 def _describe(error: BaseException) -> str:
-    """Name an exception and the line of the cell or answer file in which it arose."""
+    """Name an exception, and the line of the cell or answer file in which it arose."""
     try:
         text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
     except BaseException:
@@ -276,7 +287,9 @@ def _describe(error: BaseException) -> str:
     ]
     if not lines:
         return text
-    return f"{text}, line {lines[-1].lineno}" + (f": {lines[-1].line.strip()}" if lines[-1].line else "")
+    place = Path(lines[-1].filename).name
+    of_file = f" of {place}" if place.endswith(".py") else ""
+    return f"{text}, line {lines[-1].lineno}{of_file}" + (f": {lines[-1].line.strip()}" if lines[-1].line else "")
 
 
 def _trimmed(value: Any) -> Any:
