@@ -61,7 +61,8 @@ class Report:
         paint = _paint if colour else _plain
         head = f"{self.slug}: {self.points:g} of {self.out_of:g} points"
         if self.todo:
-            advice = "replace `raise NotImplementedError(...)` in the TODO cell above, run it, then run this cell"
+            stub = f'`raise NotImplementedError("{self.slug}")`'
+            advice = f"replace {stub}, run its cell or save its file, then run this cell"
             return paint(f"{head}. Still to do: {advice}.", YELLOW)
         lines = [paint(head, GREEN if self.passed else RED)]
         seen: dict[str, str] = {}  # a message -> the case that gave it first

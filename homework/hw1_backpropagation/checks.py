@@ -2555,6 +2555,11 @@ def sgd_step(answer, case):
         after, left, _ = answer.inputs_after(parameters, grads, lr)
         right = stepped(parameters, grads, lr)
         case.true(set(after) == set(parameters), f"the parameters are {sorted(after)} after the step")
+        case.true(set(left) == set(grads), f"the gradients are {sorted(left)} after the step; all four should stay")
+        still = [name for name in MLP_NAMES if torch.equal(after[name], parameters[name])]
+        if 0 < len(still) < len(MLP_NAMES):
+            changed = ", ".join(name for name in MLP_NAMES if name not in still)
+            case.true(False, f"{still[0]} has not changed, {changed} did: every parameter takes the step")
         for name in MLP_NAMES:
             before, gradient = parameters[name], grads[f"dJd{name}"]
             mistakes = {
@@ -2632,6 +2637,9 @@ def step_by_torch(picture, model, loss, lr):
         "one rms is taken over the whole batch; each picture has its own": (
             picture + lr * gradient / gradient.square().mean().sqrt()
         ),
+        "each channel has an rms of its own; there is one for each picture, over all its channels": lambda: (
+            picture + lr * gradient / gradient.square().mean((2, 3), keepdim=True).sqrt()
+        ),
         "the gradient is not divided by its rms, and the step goes downhill": picture - lr * gradient,
         "the gradient is divided by its norm; the rms is the root of the mean, not of the sum": (
             picture + lr * gradient / gradient.norm()
@@ -2653,6 +2661,16 @@ def step_by_torch(picture, model, loss, lr):
     }
 
 
+def first_look(shown, picture, trained):
+    """Return what may be wrong with the first thing that the model was shown, and with its mode."""
+    return {
+        "the model is put into training mode; leave its mode as it is": lambda: trained,
+        "in the first step the model is not shown prepare(input)": lambda: (
+            isinstance(shown, torch.Tensor) and not alike(shown, picture)
+        ),
+    }
+
+
 @check("sgd-gradient-descent", points=11, hidden=3, part="backpropagation")
 def sgd_gradient_descent(answer, case):
     """Against torch's gradient for one step, and against what each step is shown."""
@@ -2671,12 +2689,14 @@ def sgd_gradient_descent(answer, case):
             case.true(
                 end != start, "the objective has not changed: is the picture that is returned the one that changes?"
             )
-            case.true(end > start, f"the objective falls from {start:.3f} to {end:.3f}: the step must go uphill")
+            case.true(end > start, f"the objective falls from {start:.3f} to {end:.3f}: go uphill, by steps of size lr")
     with case("one step: lr · gradient / rms", points=2, hint="rms: square, mean over one picture, root"):
         for lr in (0.05, 0.5):
             model, picture = LookingModel(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
             result = answer(picture, model, of_class(1), 1, lr=lr, prepare=as_it_is_shown)
+            shown, trained = bool(model.seen) and model.seen[0], model.training
             right, mistakes = step_by_torch(picture, model, of_class(1), lr)
+            mistakes |= first_look(shown, picture, trained)
             case.close(result, right, what=f"the picture after one step with lr = {lr}", mistakes=mistakes)
         model, size = LookingModel(case), torch.tensor([0.1, 1.0, 4.0]).view(3, 1, 1, 1)
         pictures = size * case.randn(3, 3, 8, 8)
@@ -2694,7 +2714,8 @@ def sgd_gradient_descent(answer, case):
             case.close(shown[step], expected, what=after, mistakes=again)
             expected, _ = step_by_torch(expected, model, of_class(1), 0.1)
         untouched = answer(picture, model, of_class(1), 0)
-        case.close(untouched, picture, what="the picture after 0 iterations")
+        prepared = always("with 0 iterations the input comes back as it is; only what the model sees is prepared")
+        case.close(untouched, picture, what="the picture after 0 iterations", mistakes=prepared)
     with case(
         "every step is shown a freshly jittered picture",
         points=1,
@@ -2704,7 +2725,8 @@ def sgd_gradient_descent(answer, case):
         result = answer(picture, model, of_class(1), 12, lr=0.0)
         prepared = always("the picture itself is shifted or normalised; only what the model sees should be")
         case.close(result, picture, what="the picture after 12 steps with lr = 0", mistakes=prepared)
-        plain = bool(len(model.seen)) and torch.equal(model.seen[0], picture)
+        case.equal(len(model.seen), 12, what="the number of calls of the model in 12 iterations")
+        plain = torch.equal(model.seen[0], picture)
         case.true(not plain, "the model is shown the picture as it is: prepare is not used")
         same = all(torch.equal(seen, model.seen[0]) for seen in model.seen)
         case.true(not same, "all steps see the same shift: call prepare anew in each step")
@@ -2712,8 +2734,13 @@ def sgd_gradient_descent(answer, case):
         expected = ((picture - mean) / std).flatten().sort()[0]
         for seen in model.seen:
             case.close(seen.flatten().sort()[0], expected, what="what the model is shown, sorted")
-        scaled = answer(picture, model, of_class(1), 1, lr=0.1, prepare=lambda x: 3 * x - 1)
-        right, _ = step_by_torch(picture, lambda x: model(3 * x - 1), of_class(1), 0.1)
+        light = 0.5 + case.randn(3, 8, 8).square()
+
+        def moved_and_lit(x):
+            return light * x.roll((1, 2), (-2, -1)) - 1
+
+        scaled = answer(picture, model, of_class(1), 1, lr=0.1, prepare=moved_and_lit)
+        right, _ = step_by_torch(picture, lambda x: model(moved_and_lit(x)), of_class(1), 0.1)
         missing = always("the gradient does not go through prepare")
         case.close(scaled, right, what="the picture after one step with a prepare of its own", mistakes=missing)
     with case("tidy after each step", points=1, hint="picture = tidy(picture), inside the loop"):
@@ -2721,31 +2748,40 @@ def sgd_gradient_descent(answer, case):
         result = answer(
             picture, model, of_class(1), 3, lr=0.5, prepare=as_it_is_shown, tidy=lambda x: x.clamp(0, 1) / 2
         )
-        expected = picture
-        never = picture
+        expected = never = before = picture
         for _ in range(3):
             moved, _ = step_by_torch(expected, model, of_class(1), 0.5)
             expected = moved.clamp(0, 1) / 2
             never, _ = step_by_torch(never, model, of_class(1), 0.5)
+            before, _ = step_by_torch(before.clamp(0, 1) / 2, model, of_class(1), 0.5)
         once = never.clamp(0, 1) / 2
-        mistakes = {"tidy is not used": never, "tidy is used once, after all steps": once}
+        mistakes = {
+            "tidy is not used": never,
+            "tidy is used once, after all steps": once,
+            "tidy is used before each step; it comes after": before,
+        }
         case.close(result, expected, what="the picture after 3 tidied steps", mistakes=mistakes)
     with case(
         "the model stays as it was", points=2, hint="ask for the gradient of the picture alone: torch.autograd.grad"
     ):
         for mode in (False, True):
             model = LookingModel(case)
-            model.drop.p, model.norm.momentum = 0.0, 0.0
+            model.drop.p, model.norm.track_running_stats = 0.0, False
             model.train(mode)
             model.linear.weight.requires_grad_(False)
+            earlier = case.randn(*model.conv.weight.shape)
+            model.conv.weight.grad = earlier.clone()
             state = {name: tensor.clone() for name, tensor in model.state_dict().items() if "num_batches" not in name}
             answer(0.5 + 0.2 * case.randn(1, 3, 8, 8), model, of_class(1), 3)
             after = model.state_dict()
             changed = [name for name, tensor in state.items() if not torch.equal(tensor, after[name])]
             case.true(not changed, f"the model's {', '.join(changed)} changed; only the picture should")
-            left = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+            kept = model.conv.weight.grad
+            case.true(kept is not None, "gradients that the model's parameters had before are gone; leave them alone")
+            left = [name for name, one in model.named_parameters() if one.grad is not None and name != "conv.weight"]
             case.true(
-                not left, "gradients are left in the model's parameters: backward() fills every leaf of the graph"
+                not left and torch.equal(kept, earlier),
+                "gradients are left in the model's parameters: backward() fills every leaf of the graph",
             )
             text = f"the model was in {'training' if mode else 'evaluation'} mode, and is not any more"
             case.true(all(part.training == mode for part in model.modules()), text)
@@ -2758,6 +2794,10 @@ def sgd_gradient_descent(answer, case):
         result = answer(picture, model, of_class(1), 3)
         text = "the result still carries the graph of the last step; detach it"
         case.true(isinstance(result, torch.Tensor) and result.grad_fn is None, text)
+        case.true(not result.requires_grad, "the result still requires a gradient; detach it")
+        climb_from_leaf(answer, picture, model)
+        text = "the caller's own tensor requires a gradient afterwards; detach it before you mark it"
+        case.true(not picture.requires_grad, text)
     with case(
         "any function is a model, and the input may require a gradient",
         points=1,
@@ -2779,7 +2819,7 @@ def sgd_gradient_descent(answer, case):
 
 
 def climb_from_leaf(answer, leaf, model):
-    """Run two steps from a tensor that requires a gradient, which a call through the door does not."""
+    """Run two steps from this very tensor, where a call through the door would pass a copy on."""
     return answer._target(leaf, model, of_class(1), 2)
 
 
@@ -2908,6 +2948,22 @@ def sgd_tidy_up(answer, case):
             case.unchanged(answer, img, 0.1, sigma, 0.5)
 
 
+def other_ways(shown, picture, size):
+    """Return other ways to resize, and what else may stand between the resized picture and the model."""
+    shape = (size, size)
+    others = [
+        F.interpolate(picture, size=shape, mode="nearest"),
+        F.interpolate(picture, size=shape, mode="area"),
+        F.interpolate(picture, size=shape, mode="bicubic"),
+        F.interpolate(picture, size=shape, mode="bicubic", align_corners=True),
+        F.interpolate(picture, size=shape, mode="bilinear", align_corners=True),
+        F.interpolate(picture, size=shape, mode="bilinear", antialias=True),
+    ]
+    text = "the picture is not resized with mode bilinear and align_corners=False"
+    unprepared = "the model is not shown the resized picture: is it resized first, and is prepare passed on?"
+    return {text: lambda: any(alike(shown, other) for other in others)} | always(unprepared)
+
+
 @check("sgd-scales", points=4, part="backpropagation")
 def sgd_scales(answer, case):
     """Against what the model is shown at each size."""
@@ -2933,27 +2989,31 @@ def sgd_scales(answer, case):
     with case("each size goes on from the last", points=1, hint="resize what the size before has made"):
         model, picture = LookingModel(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
         result = answer(picture, model, of_class(1), 2, (6, 9), prepare=as_it_is_shown, lr=0.1)
-        expected, fresh = picture, []
-        for size in (6, 9):
-            expected, anew = resized(expected, size), resized(picture, size)
-            for _ in range(2):
-                expected, _ = step_by_torch(expected, model, of_class(1), 0.1)
-                anew, _ = step_by_torch(anew, model, of_class(1), 0.1)
-            fresh.append(anew)
-        mistakes = {
-            "each size starts from the input anew, not from what the size before has made": fresh[-1],
-            "the result has not been resized by bilinear interpolation with align_corners=False": lambda: (
-                result.shape == expected.shape
-            ),
+        seen = list(model.seen)
+        case.equal(len(seen), 4, what="the number of calls of the model for 2 sizes with 2 iterations each")
+        small, large = resized(picture, 6), resized(picture, 9)
+        case.close(seen[0], small, what="what the model is shown first", mistakes=other_ways(seen[0], picture, 6))
+        slow, _ = step_by_torch(small, model, of_class(1), 0.05)
+        step, _ = step_by_torch(small, model, of_class(1), 0.1)
+        case.close(seen[1], step, what="the picture after one step", mistakes={"lr is not passed on": slow})
+        done, _ = step_by_torch(step, model, of_class(1), 0.1)
+        lost = {
+            "each size starts from the input anew, not from what the size before has made": large,
+            "what the size before has made is lost: keep what gradient_descent returns": resized(small, 9),
         }
-        case.close(result, expected, what="the picture", mistakes=mistakes)
+        enlarged = resized(done, 9)
+        case.close(seen[2], enlarged, what="the start at the second size", mistakes=lost)
+        for _ in range(2):
+            enlarged, _ = step_by_torch(enlarged, model, of_class(1), 0.1)
+        lost = {"the last size's steps are lost: keep what gradient_descent returns": resized(done, 9)}
+        case.close(result, enlarged, what="the picture", mistakes=lost)
     with case("options are passed on, and the input stays", points=1, hint="**options; do not resize in place"):
         model, picture = LookingModel(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
         result = answer(picture, model, of_class(1), 2, (4, 8), prepare=as_it_is_shown, lr=0.0, tidy=lambda x: x / 2)
         expected = resized(resized(picture, 4) / 4, 8) / 4
         missing = {
             "tidy is not passed on": resized(resized(picture, 4), 8),
-            "lr is not passed on: with lr = 0 and a tidy that halves, the pixels are known": lambda: (
+            "some option is not passed on: with lr = 0 and a tidy that halves, the pixels are known": lambda: (
                 result.shape == expected.shape
             ),
         }
@@ -2981,6 +3041,10 @@ def sgd_activation(answer, case):
             case.close(result, expected, what=f"the activation of {name}", mistakes=mistakes)
             text = "the activation is detached: gradient_descent could not climb it"
             case.true(result.requires_grad, text)
+        leaf = picture.clone().requires_grad_()
+        result = activation_of_leaf(answer, model, leaf, model.conv)
+        reached = torch.autograd.grad(result.sum(), leaf, allow_unused=True)[0]
+        case.true(reached is not None, "the graph does not reach back to the input: is the input detached?")
     with case("no hook is left behind", points=1, hint="register_forward_hook returns a handle: handle.remove()"):
         model, picture = LookingModel(case), case.randn(1, 3, 8, 8)
         for _ in range(2):
@@ -2990,3 +3054,17 @@ def sgd_activation(answer, case):
         again = answer(model, picture + 1, model.norm)
         what = "the activation for a second picture"
         case.close(again, model.norm(model.conv(picture + 1)), what=what)
+        foreign = model.norm.register_forward_hook(lambda module, args, output: None)
+        answer(model, picture, model.norm)
+        stays = foreign.id in model.norm._forward_hooks
+        case.true(stays, "a hook of somebody else's is removed, too: remove only your own, by its handle")
+        model.norm.track_running_stats = False
+        model.train()
+        answer(model, picture, model.norm)
+        text = "the model was in training mode, and is not any more"
+        case.true(all(part.training for part in model.modules()), text)
+
+
+def activation_of_leaf(answer, model, leaf, module):
+    """Return the activation for this very tensor, where a call through the door would pass a copy on."""
+    return answer._target(model, leaf, module)

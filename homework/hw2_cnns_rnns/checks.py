@@ -1,18 +1,21 @@
 """The checks of Homework 2: one section for each notebook."""
 
 import contextlib
+import gc
 import io
 import itertools
 import math
 import time
+import weakref
 from fractions import Fraction
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.functional import jacobian
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock
 
 from common.checks import Answer, alike, always, check, made_by
@@ -2308,6 +2311,40 @@ def clip_to_norm(answer, case):
 # ==============================================================================================================
 
 
+# -- from scratch -----------------------------------------------------------------------------------------
+
+CONVOLUTIONS = "conv1d", "conv2d", "conv3d", "convolution", "convolution_backward", "slow_conv2d_forward"
+POOLINGS = "max_pool2d", "max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d"
+
+
+class ReadyMade(TorchDispatchMode):
+    """Notes whether one of torch's own operations runs inside it, whatever name it was called by."""
+
+    def __init__(self, names):
+        """Look for operations of these names."""
+        super().__init__()
+        self.names, self.seen = names, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Run an operation, as torch asks for it."""
+        name = function.overloadpacket.__name__
+        if name in self.names or ("batch_norm" in name and "batch_norm" in self.names):
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def from_scratch(case, answer, names, *args):
+    """Call an answer, and demand that it does not leave the work to an operation of one of these names."""
+    with ReadyMade(names) as mode:
+        result = answer(*args)
+    case.true(
+        not mode.seen,
+        f"torch's own operation `{(mode.seen or [''])[0]}` does the work: build it yourself, from indexing, sums and "
+        "products",
+    )
+    return result
+
+
 # -- convolution ------------------------------------------------------------------------------------------
 
 
@@ -2349,7 +2386,7 @@ def conv2d_geometry(convolve, x, size, stride, padding, dilation):
 
     found = {
         "the stride is not used: neighbouring windows lie S pixels apart": lambda: convolve(x, 1, P, dilation),
-        "the windows begin at row i and column j, not at i·S and j·S": (
+        "the windows begin at row i and column j; they must begin at row i·S and column j·S (stride)": (
             lambda: conv2d_part(convolve(x, 1, P, dilation), size)
         ),
         "the dilation is not used: the pixels of a window lie D apart": lambda: convolve(x, stride, P, 1),
@@ -2362,6 +2399,11 @@ def conv2d_geometry(convolve, x, size, stride, padding, dilation):
         "stride and dilation are exchanged: S lies between windows, D inside one": lambda: convolve(
             x, dilation, P, stride
         ),
+        "stride and dilation are exchanged: S lies between windows, D inside one.": (
+            lambda: conv2d_part(convolve(x, dilation, P, stride), size)
+        ),
+        "the dilation is used for the rows only": lambda: conv2d_part(convolve(x, stride, P, (dilation, 1)), size),
+        "the dilation is used for the columns only": lambda: conv2d_part(convolve(x, stride, P, (1, dilation)), size),
         "inside a window the stride is used; inside it the dilation counts": (
             lambda: conv2d_part(convolve(x, stride, P, stride), size)
         ),
@@ -2438,6 +2480,10 @@ def conv2d_mistakes(x, w, b, stride, padding, dilation):
         "this is the mean over the channels; a convolution sums over them": lambda: wrong(w=w / channels),
         "every filter gives the result of the first one": lambda: wrong(w=w[:1].expand_as(w)),
         "every filter gives the result of the last one": lambda: wrong(w=w[-1:].expand_as(w)),
+        "every filter gives the sum of all filters; each makes a map of its own": (
+            lambda: wrong(w=w.sum(0, keepdim=True).expand_as(w))
+        ),
+        "the pictures are summed; each has its own result": lambda: right.sum(0, keepdim=True).expand_as(right),
         "there is only the result of the first filter": lambda: right[:, :1],
         "there is only the result of the first picture": lambda: right[:1],
         "the axis of the pictures is lost": lambda: right[0],
@@ -2445,8 +2491,8 @@ def conv2d_mistakes(x, w, b, stride, padding, dilation):
         "the result is (B, Ho, Wo, F); the filters are axis 1: (B, F, Ho, Wo)": lambda: right.permute(0, 2, 3, 1),
         "the result is (B, F, Ho·Wo): rows and columns are still one axis": lambda: right.flatten(2),
         "the result is (F, B, Ho, Wo): the pictures come first": lambda: right.transpose(0, 1),
-        "the right numbers stand in the wrong places": lambda: conv2d_misplaced(
-            right, lambda r: r.permute(0, 2, 3, 1).reshape(r.shape)
+        "the right numbers stand in the wrong places: a reshape does not move axes, a transpose does": lambda: (
+            conv2d_misplaced(right, lambda r: r.permute(0, 2, 3, 1).reshape(r.shape))
         ),
         "the result is mirrored": lambda: right.flip(-2, -1),
         "channels are summed before they meet the filter; each channel meets its own kernel, then sum": (
@@ -2455,12 +2501,19 @@ def conv2d_mistakes(x, w, b, stride, padding, dilation):
         "the weights are rearranged by a reshape: a filter is w[f], so flatten each, w.flatten(1)": (
             lambda: wrong(w=w.reshape(-1, len(w)).T.reshape(w.shape))
         ),
+        "the weights are flattened in the order (HK, WK, C); the columns have (C, HK, WK)": (
+            lambda: wrong(w=w.permute(0, 2, 3, 1).reshape(w.shape))
+        ),
+        "the weights are flattened column by column; the columns of X hold a window row by row": (
+            lambda: wrong(w=w.mT.reshape(w.shape))
+        ),
     }
     if b is not None:
         without = wrong(b=None)
         found |= {
             "the bias is missing": without,
             "the bias is subtracted": without - b.view(-1, 1, 1),
+            "the bias is added twice": without + 2 * b.view(-1, 1, 1),
             f"the bias is added {channels} times, once for each channel; add it once": (
                 lambda: without + channels * b.view(-1, 1, 1)
             ),
@@ -2516,18 +2569,20 @@ def conv2d_size_mistakes(result, right, x, w, stride, padding, dilation):
     return found
 
 
-def conv2d_demand(case, answer, shape, kernel, *settings, bias=True, dtype=torch.float32):
+def conv2d_demand(case, answer, shape, kernel, *settings, bias=True, dtype=torch.float32, scratch=CONVOLUTIONS):
     """Demand a right convolution of random numbers; `settings` are stride, padding and dilation."""
     settings = (*settings, *(1, 0, 1)[len(settings) :])
     x, w = case.randn(*shape, dtype=dtype), case.randn(*kernel, dtype=dtype)
     b = case.randn(kernel[0], dtype=dtype) if bias else None
-    result, right = answer(x, w, b, *settings), F.conv2d(x, w, b, *settings)
+    result, right = from_scratch(case, answer, scratch, x, w, b, *settings), F.conv2d(x, w, b, *settings)
     mistakes = conv2d_mistakes(x, w, b, *settings)
     if isinstance(result, torch.Tensor) and result.ndim == 4:
         mistakes |= conv2d_size_mistakes(result, right, x, w, *settings)
     what = f"the result for x {shape}, w {kernel}, {'b, ' if bias else 'no b, '}{conv2d_words(*settings)}"
+    if isinstance(result, torch.Tensor) and alike(result.to(dtype), right, 1e-5):
+        case.dtype(result, dtype, what=f"the result for inputs in {str(dtype).removeprefix('torch.')}")
+        mistakes = always("it is right to the precision of float32 only: make new tensors of x's dtype (x.new_zeros)")
     case.close(result, right, what=what, mistakes=mistakes)
-    case.dtype(result, dtype, what="the result for inputs in double precision" if dtype == torch.float64 else what)
 
 
 @check("conv2d-loops", points=8, part="cnn")
@@ -2616,7 +2671,9 @@ def conv2d_unfold(answer, case):
 
     def demand(shape, size, stride=1, padding=0, dilation=1, dtype=torch.float32):
         x = case.randn(*shape, dtype=dtype)
-        result, right = answer(x, size, stride, padding, dilation), F.unfold(x, size, dilation, padding, stride)
+        scratch = ("im2col", *CONVOLUTIONS)
+        result = from_scratch(case, answer, scratch, x, size, stride, padding, dilation)
+        right = F.unfold(x, size, dilation, padding, stride)
         mistakes = conv2d_columns_mistakes(x, size, stride, padding, dilation) | conv2d_right_numbers(result, right)
         words = conv2d_words(stride, padding, dilation)
         case.close(result, right, what=f"the columns of x {shape} for windows {size}, {words}", mistakes=mistakes)
@@ -2706,6 +2763,9 @@ def conv2d_fold_mistakes(columns, size, kernel, stride, padding, dilation):
         "the padding is cut off at the wrong end: this drops 2·P rows at the top": (
             lambda: conv2d_part(whole, size, 2 * P, 2 * P)
         ),
+        "only the padding at the top and left is cut off": lambda: whole[..., P:, P:],
+        "only the padding at the bottom and right is cut off": lambda: whole[..., : size[0] + P, : size[1] + P],
+        "nothing is left: with padding 0, the slice [0:-0] is empty": lambda: right[..., :0, :0],
         "the padding is cut off twice": lambda: right[..., P:-P, P:-P] if P else None,
         "only the padded rows are cut off; padded columns are left": lambda: whole[..., P : P + size[0], :],
         "only the padded columns are cut off; padded rows are left": lambda: whole[..., P : P + size[1]],
@@ -2755,7 +2815,8 @@ def conv2d_fold(answer, case):
     def demand(batch, channels, size, kernel, stride=1, padding=0, dilation=1, dtype=torch.float32):
         empty = torch.empty(batch, channels, *size)
         columns = case.randn(*F.unfold(empty, kernel, dilation, padding, stride).shape, dtype=dtype)
-        result = answer(columns, size, kernel, stride, padding, dilation)
+        scratch = ("col2im", *CONVOLUTIONS)
+        result = from_scratch(case, answer, scratch, columns, size, kernel, stride, padding, dilation)
         right = F.fold(columns, size, kernel, dilation, padding, stride)
         mistakes = conv2d_fold_mistakes(columns, size, kernel, stride, padding, dilation)
         what = f"a picture of {size[0]} × {size[1]} from windows {kernel}, {conv2d_words(stride, padding, dilation)}"
@@ -2858,6 +2919,10 @@ def conv2d_dx_mistakes(dy, x, w, stride, padding, dilation):
         ),
         "dx has the right size and the wrong sign": lambda: -right,
         "dx is summed over the pictures; each picture has its own": lambda: right.sum(0),
+        "dx is summed over the pictures; each picture has its own.": lambda: right.sum(0).expand_as(right),
+        "the weights are rearranged by a reshape; make the matrix (F, K) by w.flatten(1), then transpose it": (
+            lambda: gradient(w=w.reshape(-1, len(w)).T.reshape(w.shape))
+        ),
         "dx is zero": torch.zeros_like(right),
     }
 
@@ -2899,6 +2964,9 @@ def conv2d_dw_mistakes(dy, x, w, stride, padding, dilation):
         "the stride is not used in dw: windows begin S pixels apart": lambda: without(1, dilation),
         "the dilation is not used in dw: the pixels of a window lie D apart": lambda: without(stride, 1),
         "stride and dilation are exchanged in dw": lambda: without(dilation, stride),
+        "dw was made as a matrix (K, F) and then given the shape of w: a view does not transpose": lambda: (
+            conv2d_misplaced(right, lambda value: value.flatten(1).T.reshape(value.shape))
+        ),
         "dw is still a matrix (F, C·HK·WK); give it the shape of w": right.flatten(1),
         "dw is still a matrix, transposed: (C·HK·WK, F)": right.flatten(1).mT,
         "x is not in it: dw pairs dy with the picture": lambda: gradient(torch.ones_like(outer), dy, padding=0),
@@ -2924,6 +2992,7 @@ def conv2d_db_mistakes(dy):
         "db counts the pixels; sum dy instead": torch.full_like(right, number),
         "db is 1, as if each filter's bias were used once": torch.ones_like(right),
         "db is 0": torch.zeros_like(right),
+        "db holds the share of one pixel; sum over rows and columns": dy.sum(0)[:, 0, 0],
         "db holds the share of the first picture alone": dy[0].sum((1, 2)),
         "db has axes that b has not: b is (F,)": dy.sum((0, 2, 3), keepdim=True),
     }
@@ -2942,7 +3011,8 @@ def conv2d_backward(answer, case):
 
     def demand(name, shape, kernel, stride=1, padding=0, dilation=1):
         call, right, what = drawn(shape, kernel, stride, padding, dilation)
-        parts = dict(zip(right, case.parts(answer(*call), *right), strict=True))
+        result = from_scratch(case, answer, CONVOLUTIONS, *call)
+        parts = dict(zip(right, case.parts(result, *right), strict=True))
         others = [other for other in right if other != name and alike(parts[name], right[other])]
         case.true(not others, f"the parts stand in the wrong order: this is {''.join(others)}. Return dx, dw, db")
         mistakes = {
@@ -2979,6 +3049,12 @@ def conv2d_backward(answer, case):
     with case("nothing is changed or kept", points=1, hint="make new tensors; return the same for the same inputs"):
         call, right, what = drawn((2, 2, 6, 5), (3, 2, 3, 2), 2, 1, 1)
         case.unchanged(answer, *call)
+        twice = [case.parts(answer(*call), *right) for _ in range(2)]
+        kept = [name for name, *both in zip(right, *twice, strict=True) if not alike(*both)]
+        case.true(
+            not kept,
+            f"a second call with the same inputs returns another {' and '.join(kept)}: something is kept between calls",
+        )
         single = [value.float() if isinstance(value, torch.Tensor) else value for value in call]
         for name, part in zip(right, case.parts(answer(*single), *right), strict=True):
             case.dtype(part, torch.float32, what=f"{name} for inputs in float32")
@@ -3036,6 +3112,15 @@ def pooling_mistakes(x, size, stride, padding):
         "this is each window's first pixel, not its largest": (
             lambda: F.pad(x, (P,) * 4)[..., ::stride, ::stride][..., : right.shape[-2], : right.shape[-1]]
         ),
+        "the padding stands on one side only.": (
+            lambda: F.max_pool2d(conv2d_padded(x, 0, (0, 2 * P), (0, 2 * P), value=-torch.inf), size, stride)
+        ),
+        "nothing below 0 is left: is there a ReLU, or does the search for the largest begin at 0?": (
+            lambda: pool(x.relu())
+        ),
+        "this is the position of the largest value in its window, not the value": (
+            lambda: pooling_places(x, size, stride, padding).to(x)
+        ),
         "this is the position of the largest value, not the value": lambda: F.max_pool2d(
             x, size, stride, P, return_indices=True
         )[1].to(x),
@@ -3045,6 +3130,13 @@ def pooling_mistakes(x, size, stride, padding):
             right, lambda r: r.permute(0, 2, 3, 1).reshape(r.shape)
         ),
     }
+
+
+def pooling_places(x, size, stride, padding):
+    """Return where in its window the largest value stands: a mistake."""
+    padded = conv2d_padded(x, padding, value=-torch.inf)
+    places = F.unfold(padded, size, stride=stride).unflatten(1, (x.shape[1], -1)).argmax(2)
+    return places.view_as(F.max_pool2d(padded, size, stride))
 
 
 def pooling_exchanged(x, size, stride, padding):
@@ -3062,7 +3154,7 @@ def max_pooling(answer, case):
         x = case.randn(*shape) - low
         right = F.max_pool2d(x, size, stride, padding)
         what = f"the result for x {shape}, windows of {size} × {size}, stride {stride}, padding {padding}"
-        result = answer(x, size, stride, padding)
+        result = from_scratch(case, answer, POOLINGS, x, size, stride, padding)
         case.close(result, right, what=what, mistakes=pooling_mistakes(x, size, stride, padding))
 
     with case("the largest value of each window", points=1, hint="each channel by itself; windows side by side"):
@@ -3073,15 +3165,17 @@ def max_pooling(answer, case):
         demand((2, 3, 7, 8), 3, 2)
         demand((2, 2, 7, 8), 2, 3)
         demand((2, 2, 5, 6), 3, 1)
-    with case("padding never wins", points=1, hint="pad with a value that is smaller than every pixel"):
+    with case("padding never wins", points=1, hint="pad with a value below every pixel, whatever the picture"):
         demand((2, 2, 6, 5), 3, 2, 1)
         demand((2, 3, 4, 4), 3, 2, 1, low=5)
+        demand((2, 3, 4, 4), 3, 2, 1, low=5000)
     with case(
         "the gradient goes to the largest pixel only", points=1, hint="amax has a gradient; a loop of floats has not"
     ):
         x = case.randn(2, 3, 7, 6)
         right = F.max_pool2d(x, 3, 2, 1)
-        case.close(answer(x, 3, 2, 1), right, mistakes=always("the result itself is not right yet"))
+        result = from_scratch(case, answer, POOLINGS, x, 3, 2, 1)
+        case.close(result, right, mistakes=always("the result itself is not right yet"))
         upstream = case.randn(*right.shape)
         (found,) = answer.gradients(x, 3, 2, 1, upstream=upstream)
         (expected,) = Answer(F.max_pool2d).gradients(x, 3, 2, 1, upstream=upstream)
@@ -3147,8 +3241,7 @@ def norm_mistakes(x, values, training, eps):
         "eps is added to the standard deviation; it belongs to the variance, under the root": lambda: given(
             used[0], (used[1].sqrt() + eps) ** 2, eps=0.0
         ),
-        "eps is missing": lambda: given(*used, eps=0.0),
-        "eps is not the one that the module was made with": lambda: given(*used, eps=1e-5),
+        f"eps is missing, or it is not the one that the module was made with ({eps:g})": lambda: given(*used, eps=1e-5),
         "the result is multiplied by the standard deviation": lambda: given(used[0], 1 / (used[1] + eps), eps=0.0),
     }
     if not training:
@@ -3177,6 +3270,9 @@ def norm_mistakes(x, values, training, eps):
         "one mean and variance serve all channels; each channel has its own.": given(
             x.mean().expand_as(mean), x.var().expand_as(var)
         ),
+        "the variance is the mean of the pictures' own variances; take it over all pictures at once": (
+            lambda: given(mean, x.var((2, 3), correction=0).mean(0))
+        ),
         "each pixel has its own mean over the batch; they are taken over pictures, rows and columns": (
             lambda: norm_by_pixel(x, 0, eps) * scale + shift
         ),
@@ -3198,6 +3294,29 @@ def norm_by_pixel(x, correction, eps):
     return F.batch_norm(rows, rows.mean(0), rows.var(0, correction=correction), eps=eps).view_as(x)
 
 
+class Saved:
+    """A tensor that a graph keeps for the way back; this object lives as long as the graph does."""
+
+    def __init__(self, value):
+        """Hold a tensor."""
+        self.value = value
+
+
+def norm_remembers(built, x, upstream):
+    """Return whether something of a graph is left when forward and backward pass are over."""
+    left = weakref.WeakSet()
+
+    def pack(value):
+        saved = Saved(value)
+        left.add(saved)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.value):
+        built.gradients(x, upstream=upstream)
+    gc.collect()
+    return len(left) > 0
+
+
 def norm_running(built, channels, eps):
     """Return the running mean and variance that a module works with, as its evaluation mode shows them."""
     built.load_state_dict({"weight": torch.ones(channels), "bias": torch.zeros(channels)})
@@ -3217,7 +3336,8 @@ def batch_norm(answer, case):
         right = F.batch_norm(x, *stored, values["weight"], values["bias"], training=training, eps=eps)
         mistakes = norm_mistakes(x, values, training, eps)
         where = "in training mode" if training else "in evaluation mode"
-        case.close(built(x), right, what=f"the result {where}", mistakes=mistakes, tolerance=1e-5)
+        result = from_scratch(case, built, ("batch_norm",), x)
+        case.close(result, right, what=f"the result {where}", mistakes=mistakes, tolerance=1e-5)
 
     with case("weight and bias are learned, two buffers are kept", points=1, hint="nn.Parameter and register_buffer"):
         built = answer(3)
@@ -3231,9 +3351,12 @@ def batch_norm(answer, case):
         x = case.randn(2, 3, 4, 5)
         fresh = {"weight": torch.ones(3), "bias": torch.zeros(3)}
         fresh |= {"running_mean": torch.zeros(3), "running_var": torch.ones(3)}
-        start = "the running statistics do not start with mean 0 and variance 1"
+        start = (
+            "a fresh module in evaluation mode must normalise by mean 0 and variance 1: do the running statistics "
+            "start so, and does evaluation mode leave them alone?"
+        )
         right = F.batch_norm(x, fresh["running_mean"], fresh["running_var"], training=False)
-        result = built.eval()(x)
+        result = from_scratch(case, built.eval(), ("batch_norm",), x)
         mistakes = norm_mistakes(x, fresh, False, 1e-5)
         case.close(result, right, what="the fresh module in evaluation mode", mistakes=mistakes | always(start))
         norm_load(case, built, fresh)
@@ -3256,6 +3379,8 @@ def batch_norm(answer, case):
         norm_keeps_still(case, answer)
         for momentum, steps in ((0.1, 1), (0.3, 2)):
             built, values = norm_loaded(case, answer, 3, "train", momentum=momentum)
+            from_scratch(case, built.eval(), ("batch_norm",), case.randn(2, 3, 2, 3))
+            built.train()
             means, variances = [values["running_mean"].clone()], [values["running_var"].clone()]
             batches = [3 + 2 * case.randn(2, 3, 2, 3) for _ in range(steps)]
             mean, var = values["running_mean"].clone(), values["running_var"].clone()
@@ -3268,9 +3393,9 @@ def batch_norm(answer, case):
             biased = [variances[0], *(value * 11 / 12 for value in variances[1:])]
             what = f"after {steps} batch{'es' if steps > 1 else ''} with momentum {momentum}, the running"
             options = {"tolerance": 1e-4}
-            mistakes = norm_running_mistakes(means, momentum)
+            mistakes = norm_running_mistakes("mean", means, momentum)
             case.close(found_mean, mean, what=f"{what} mean", mistakes=mistakes, **options)
-            mistakes = norm_running_mistakes(variances, momentum) | {
+            mistakes = norm_running_mistakes("variance", variances, momentum) | {
                 "the running variance divides by N; for pictures not yet seen it divides by N - 1 (correction=1)": (
                     norm_blend(biased, 1 - momentum, momentum)
                 ),
@@ -3299,6 +3424,11 @@ def batch_norm(answer, case):
         case.close(found, right, what="the gradient for x", mistakes={detached: constant})
         missing = [name for name, value in built.parameter_gradients(x, upstream=upstream).items() if value is None]
         case.true(not missing, f"no gradient arrives at {', '.join(missing)}")
+        case.true(
+            not norm_remembers(built, x, upstream),
+            "the running statistics remember the graph of every batch, and with it the batch: memory grows from step "
+            "to step. Store them under torch.no_grad()",
+        )
 
 
 def norm_keeps_still(case, answer):
@@ -3317,18 +3447,20 @@ def norm_blend(values, keep, take):
     return blended
 
 
-def norm_running_mistakes(values, momentum):
+def norm_running_mistakes(name, values, momentum):
     """Return what common mistakes make of a running statistic; values[0] is the old one."""
     return {
-        "it is not updated in training mode": values[0],
+        f"the running {name} is not updated in training mode": values[0],
         "momentum is used the other way round: it weighs the batch, 1 - momentum the old value": norm_blend(
             values, momentum, 1 - momentum
         ),
-        "it is replaced by the batch's; it must move only by the share momentum": values[-1],
-        "the old value does not fade: weigh it with 1 - momentum": norm_blend(values, 1.0, momentum),
-        "it is summed up": norm_blend(values, 1.0, 1.0),
+        f"the running {name} is replaced by the batch's; it must move only by the share momentum": values[-1],
+        f"the old running {name} does not fade: weigh it with 1 - momentum": norm_blend(values, 1.0, momentum),
+        f"the {name} is summed up over the batches; it must move only by the share momentum": norm_blend(
+            values, 1.0, 1.0
+        ),
         "momentum is fixed at 0.1; use the one that the module was made with": norm_blend(values, 0.9, 0.1),
-        "it is updated twice for each batch": norm_blend(
+        f"the running {name} is updated twice for each batch": norm_blend(
             [values[0], *(value for value in values[1:] for _ in range(2))], 1 - momentum, momentum
         ),
     }
@@ -3385,11 +3517,11 @@ def block_mistakes(block, x):
     conv1, norm1, conv2, norm2 = block.conv1, block.bn1, block.conv2, block.bn2
     shortcut = block.downsample or nn.Identity()
 
-    def first():
+    def first(x=x):
         return F.relu(norm1(conv1(x)))
 
-    def branch():
-        return norm2(conv2(first()))
+    def branch(x=x):
+        return norm2(conv2(first(x)))
 
     def later_stride():
         h = F.relu(norm1(F.conv2d(x, conv1.weight, padding=1)))
@@ -3427,6 +3559,9 @@ def block_mistakes(block, x):
             lambda: conv2(F.relu(norm2(conv1(F.relu(norm1(x)))))) + shortcut(x)
         ),
         "the shortcut goes through a ReLU of its own": lambda: F.relu(branch() + F.relu(shortcut(x))),
+        "x goes through a ReLU before the block (or a ReLU changes it in place)": (
+            lambda: F.relu(branch(x.relu()) + shortcut(x.relu()))
+        ),
         "only the shortcut is left": lambda: F.relu(shortcut(x)),
     }
     if block.downsample is not None:
@@ -3456,7 +3591,9 @@ def residual_block(answer, case):
         for sizes in ((4, 4, 1), (4, 6, 1), (4, 4, 2), (3, 6, 2)):
             block_pair(case, answer, *sizes)
     with case(
-        "same shape: x itself is added", points=2, hint="norm after each convolution; the last ReLU after the sum"
+        "same shape: x itself is added",
+        points=2,
+        hint="3 × 3 with padding 1 keeps the size; norm after each convolution; the last ReLU after the sum",
     ):
         demand(4, 4, 1, "eval")
         demand(3, 3, 1, "eval")
@@ -3523,10 +3660,32 @@ def network_by_shape(case, built, sizes):
     return list(weights.values())
 
 
-def network_at_rest(weights, x, pooled=(1, 2), first=F.relu, pool=F.max_pool2d, strides=(), last=torch.amax):
-    """Return the logits of three residual blocks whose norms do nothing; the other arguments make mistakes."""
-    stem, *rest, linear, bias = weights
-    x = first(F.conv2d(x, stem, padding=1))
+def network_start(value, bias):
+    """Return what the first norm, whose weight is 1, and the ReLU make of a convolution's result."""
+    return F.relu(value + bias)
+
+
+def network_bias(case, built, width):
+    """Give the bias of the first norm random values, and return them; it is known by its shape and its zeros."""
+    zeros = [
+        name
+        for name, value in built.parameters().items()
+        if tuple(value.shape) == (width,) and name.endswith("bias") and not value.any()
+    ]
+    if len(zeros) != 1:
+        return torch.zeros(width)
+    bias = case.randn(width)
+    built.load_state_dict({zeros[0]: bias})
+    return bias
+
+
+def network_at_rest(weights, x, pooled=(1, 2), first=network_start, pool=F.max_pool2d, strides=(), last=torch.amax):
+    """Return the logits of three residual blocks whose norms do nothing; the other arguments make mistakes.
+
+    Only the first norm has a bias; `first` is what follows the first convolution, given its result and that bias.
+    """
+    start, stem, *rest, linear, bias = weights
+    x = first(F.conv2d(x, stem, padding=1), start.view(-1, 1, 1))
     for number in range(4):
         if number:
             one, two, shortcut = rest[3 * number - 3 : 3 * number]
@@ -3540,7 +3699,15 @@ def network_at_rest(weights, x, pooled=(1, 2), first=F.relu, pool=F.max_pool2d, 
 def network_mistakes(weights, x):
     """Return the logits that layers in another order lead to."""
     found = {
-        "the ReLU after the first convolution and its norm is missing": {"first": lambda value: value},
+        "the ReLU after the first convolution and its norm is missing": {"first": lambda value, bias: value + bias},
+        "the first ReLU stands before its norm; it comes after it": {"first": lambda value, bias: F.relu(value) + bias},
+        "the first norm uses the statistics of each picture (instance norm); take nn.BatchNorm2d": {
+            "first": lambda value, bias: F.relu(F.instance_norm(value) + bias)
+        },
+        "in evaluation mode the first norm uses the statistics of the batch; take nn.BatchNorm2d as it is": {
+            "first": lambda value, bias: F.relu(F.batch_norm(value, None, None, training=True) + bias)
+        },
+        "the windows of the pooling are 3 × 3; the table has 2 × 2": {"pool": lambda x, size: F.max_pool2d(x, 3, 2, 1)},
         "the first pooling stands before the first residual block; a pooling follows the first and the second block": {
             "pooled": (0, 1)
         },
@@ -3563,7 +3730,11 @@ def network_mistakes(weights, x):
     return {
         sentence + end: (lambda options=options, last=last: network_at_rest(weights, x, **options, last=last))
         for sentence, options in found.items()
-        for end, last in (("", torch.amax), (".", torch.mean))
+        for end, last in (("", torch.amax), (" (and the end takes means)", torch.mean))
+    } | {
+        "the end takes the mean of each channel; the table has its largest value": (
+            lambda: network_at_rest(weights, x, last=torch.mean)
+        )
     }
 
 
@@ -3607,7 +3778,11 @@ def residual_network(answer, case):
         case.shape(logits, (len(x), classes), what=f"the logits for pictures {tuple(x.shape)}", mistakes=mistakes)
         return logits
 
-    with case("a logit for each class, for pictures of any size", points=1, hint="global pooling leaves one pixel"):
+    with case(
+        "a logit for each class, for pictures of any size",
+        points=1,
+        hint="rows and columns shrink by 4 in all; then global pooling leaves one pixel",
+    ):
         call(build(), case.randn(3, 1, 8, 8))
         call(build(3, 4, 7), case.randn(2, 3, 32, 32), 7)
         call(build(), case.randn(1, 1, 12, 20))
@@ -3661,8 +3836,8 @@ def residual_network(answer, case):
         )
         built = answer(1, 4, 10).eval()
         weights, x = network_by_shape(case, built, (1, 4, 10)), case.randn(3, 1, 12, 20)
-        result, mean = call(built, x), network_at_rest(weights, x, last=torch.mean)
-        right = mean if alike(result, mean, 1e-3) else network_at_rest(weights, x)  # the mean will do as well
+        weights = [network_bias(case, built, 4), *weights]
+        result, right = call(built, x), network_at_rest(weights, x)
         what = "the logits with random filters (do all layers stand in the order of the table?)"
         case.close(result, right, what=what, mistakes=network_mistakes(weights, x), tolerance=1e-3)
     with case("residual paths and norms are at work", points=1, hint="ResidualBlock three times; nn.BatchNorm2d"):
@@ -3675,6 +3850,10 @@ def residual_network(answer, case):
         case.true(
             not alike(call(built.train(), x), alone, 1e-4),
             "training and evaluation mode give the same logits: there is no batch norm at work",
+        )
+        case.true(
+            alike(call(built, x), call(built, x), 1e-4),
+            "in training mode the same pictures get other logits each time: the table has no dropout",
         )
         built = build()
         silent = {
@@ -3706,8 +3885,8 @@ def residual_network(answer, case):
 #
 # The checks of Homework 2, RNN.
 #
-# The oracles are torch's own `nn.GRUCell` and `nn.GRU`, torch's layers, and the echo by its definition. Shapes: B,
-# T steps, I features of an input, H size of the state, V symbols with the blank.
+# The oracles are torch's own `nn.GRUCell` and `nn.GRU`, torch's layers, and the echo by its definition. Shapes:
+# B texts, T steps, I features of an input, H size of the state, V symbols with the blank.
 #
 # What common mistakes in a GRU would compute is made of torch's cell too: its gates are read out of it one by one, and
 # put together wrongly.
@@ -3715,6 +3894,202 @@ def residual_network(answer, case):
 
 
 GRU_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+# -- the echo ---------------------------------------------------------------------------------------------
+
+
+def echo_by_definition(symbols, delays):
+    """Return the echo, symbol by symbol."""
+    rows = zip(symbols.tolist(), delays.tolist(), strict=True)
+    return torch.tensor([[row[t - d] if t >= d else 0 for t in range(len(row))] for row, d in rows])
+
+
+def some_delays(case, batch, largest):
+    """Return delays (B,) that are not all alike, among them 0 and the largest."""
+    delays = case.randint(0, largest + 1, (batch,))
+    delays[0], delays[1] = largest, 0
+    return delays
+
+
+def echo_mistakes(symbols, delays):
+    """Return the targets that common mistakes lead to."""
+    length, right = symbols.shape[1], echo_by_definition(symbols, delays)
+    blank = torch.arange(length) < delays[:, None]
+
+    def rolled(shifts):
+        return torch.stack([row.roll(int(d)) for row, d in zip(symbols, shifts, strict=True)])
+
+    def other(d):
+        return echo_by_definition(symbols, d.clamp(min=0))
+
+    beyond = {"where the delay is T or more there is nothing to echo: blanks only, and no symbols": symbols}
+    return (beyond if delays.min() >= length else {}) | {
+        "the targets are the symbols as they came in: nothing is delayed": symbols,
+        "the shift goes the wrong way: target t is the symbol delays steps before t, not after": lambda: torch.stack(
+            [torch.cat([row[int(d) :], row.new_zeros(int(d))]) for row, d in zip(symbols, delays, strict=True)]
+        ),
+        "the shift goes the wrong way, and wraps round": lambda: rolled(-delays),
+        "the end wraps round to the start; before the echo begins the targets are blanks (0)": lambda: rolled(delays),
+        "the delay is one step too long": lambda: other(delays + 1),
+        "the delay is one step too short": lambda: torch.where(blank, 0, other(delays - 1)),
+        "the delay is one step too short (and the blanks are one too few)": lambda: other(delays - 1),
+        "every sequence gets the delay of the first; each has its own": lambda: other(delays[:1].expand_as(delays)),
+        "every sequence gets the delay of the last; each has its own": lambda: other(delays[-1:].expand_as(delays)),
+        "every sequence gets the largest delay; each has its own": lambda: other(delays.amax().expand_as(delays)),
+        "before the echo begins the first symbol is repeated; the targets there are blanks (0)": lambda: torch.where(
+            blank, symbols[:, :1], right
+        ),
+        "before the echo begins the symbols themselves stand; the targets there are blanks (0)": lambda: torch.where(
+            blank, symbols, right
+        ),
+        "before the echo begins the targets are -100; they are blanks, number 0": lambda: right.masked_fill(
+            blank, -100
+        ),
+        "before the echo begins the targets are -1; they are blanks, number 0": lambda: right.masked_fill(blank, -1),
+        "every target is a blank": torch.zeros_like(symbols),
+        "the symbols at the start of the sequence become blanks, but nothing is moved": lambda: symbols.masked_fill(
+            blank, 0
+        ),
+        "one blank too many at the start: symbol 0 is echoed at t = delay": lambda: right.masked_fill(
+            torch.arange(length) <= delays[:, None], 0
+        ),
+        "the symbols count from 0 here: 1 is subtracted": lambda: (right - 1).clamp(min=0),
+    }
+
+
+def demand_echo(case, targets, symbols, delays, what="the targets"):
+    """Demand the echo of the symbols."""
+    batch, length = symbols.shape
+    longest = int(delays.max())
+    shapes = {
+        "the blanks are put in front, but the end is not cut off: the targets are as long as the symbols": (
+            batch,
+            length + longest,
+        ),
+        "the blanks are missing: the targets are as long as the symbols": (batch, length - longest),
+        "the batch and the time are exchanged": (length, batch),
+        "only one sequence is left": (length,),
+        "this is one-hot; the targets are numbers of symbols": (batch, length, 27),
+    }
+    case.shape(targets, (batch, length), what=f"the tensor of {what.removeprefix('the ')}", mistakes=shapes)
+    case.true(
+        not targets.is_floating_point(),
+        f"{what} have dtype {str(targets.dtype).removeprefix('torch.')}; cross_entropy needs integers (int64)",
+    )
+    case.true(
+        targets.dtype == torch.int64,
+        f"{what} have dtype {str(targets.dtype).removeprefix('torch.')}, expected int64, as the symbols have",
+    )
+    case.equal(targets, echo_by_definition(symbols, delays), what=what, mistakes=echo_mistakes(symbols, delays))
+
+
+@check("echo-targets", points=5, part="rnn")
+def echo_targets(answer, case):
+    """Against the definition, symbol by symbol."""
+    with case("one target for each symbol, as integers", points=1, hint="shape (B, T), dtype int64"):
+        symbols, delays = case.randint(1, 27, (3, 10)), torch.full((3,), 2)
+        targets = answer(symbols, delays)
+        demand = {"the batch and the time are exchanged": (10, 3)}
+        case.shape(targets, (3, 10), what="the tensor of targets", mistakes=demand)
+        case.dtype(targets, torch.int64, what="the tensor of targets")
+    with case("target t is the symbol at t - delay", points=1, hint="blanks first, then the symbols from the start"):
+        symbols = case.randint(1, 27, (4, 12))
+        for delay in (4, 1):
+            delays = torch.full((4,), delay)
+            demand_echo(case, answer(symbols, delays), symbols, delays, what=f"the targets for a delay of {delay}")
+    with case("each sequence has its own delay", points=1, hint="delays[b] belongs to symbols[b]"):
+        symbols, delays = case.randint(1, 27, (6, 12)), some_delays(case, 6, 8)
+        demand_echo(case, answer(symbols, delays), symbols, delays)
+    with case("delay 0 changes nothing; a delay of T or more leaves blanks", points=1, hint="row[:-0] is empty"):
+        symbols = case.randint(1, 27, (2, 5))
+        for delay in (0, 5, 7):
+            delays = torch.full((2,), delay)
+            demand_echo(case, answer(symbols, delays), symbols, delays, what=f"the targets for delay {delay}, T = 5")
+    with case("the symbols stay as they were", points=1, hint="write into a new tensor, or use torch.where"):
+        case.unchanged(answer, case.randint(1, 27, (3, 8)), torch.tensor([0, 2, 5]))
+
+
+def demand_share(case, answer, logits, targets, mistakes=None):
+    """Demand the share of right symbols, as a number or a tensor without axes."""
+    result = answer(logits, targets)
+    guess, said = logits.argmax(-1), targets != 0
+    hits = guess == targets
+    per_row = (hits & said).sum(-1) / said.sum(-1)
+    right = sum(g == t for g, t in zip(guess[said].tolist(), targets[said].tolist(), strict=True)) / int(said.sum())
+    known = {
+        "the blanks before the echo are counted: they are easy, and make the figure look better": hits.double().mean(),
+        "the blanks are left out above the line, but counted below it: divide by the number of symbols": (
+            (hits & said).double().mean()
+        ),
+        "the blanks are counted above the line, but not below it": hits.sum() / said.sum(),
+        "this is the share of wrong symbols": torch.tensor(1 - right),
+        "this is in per cent; a share lies between 0 and 1": torch.tensor(100 * right),
+        "this is a number of symbols, not a share": (hits & said).sum().double(),
+        "the mean of the sequences' shares is taken: a sequence with few symbols weighs as much as one with many": (
+            per_row[said.any(-1)].double().mean()
+        ),
+        "a sequence counts only when all of it is right; each symbol counts": ((hits | ~said).all(-1).double().mean()),
+        "positions are left out where the model says blank; leave out those where the target is a blank": (
+            hits[guess != 0].double().mean()
+        ),
+        "the argmax runs over the wrong axis, the time; the symbols are the last axis": lambda: (
+            (logits.argmax(1)[:, : targets.shape[1]] == targets[:, : logits.shape[2]])[
+                (targets != 0)[:, : logits.shape[2]]
+            ]
+            .double()
+            .mean()
+        ),
+        "the blank is left out of the guesses: a model that says blank where a symbol belongs is wrong": (
+            (logits[..., 1:].argmax(-1) + 1 == targets)[said].double().mean()
+        ),
+        "the blank is left out of the logits, so that every guess is one too low": (
+            (logits[..., 1:].argmax(-1) == targets)[said].double().mean()
+        ),
+        "this is the mean probability of the right symbol; count how often it is the most probable": (
+            logits.softmax(-1).gather(-1, targets[..., None])[..., 0][said].double().mean()
+        ),
+        "only the last step counts": hits[:, -1].double().mean(),
+        "symbols are compared with themselves, or not with the model's: the result is 1": torch.tensor(1.0).double(),
+    }
+    if isinstance(result, torch.Tensor):
+        case.shape(result, (), what="the accuracy", mistakes={"this is one figure for each sequence": (len(targets),)})
+        result = result.item()
+    case.true(
+        isinstance(result, (int, float)) and not isinstance(result, bool),
+        f"the accuracy is {'None (is a return statement missing?)' if result is None else type(result).__name__}; "
+        "return one number",
+    )
+    actual = torch.tensor(float(result), dtype=torch.float64)
+    known = {name: (wrong if callable(wrong) else wrong.double()) for name, wrong in known.items()}
+    case.close(actual, torch.tensor(right, dtype=torch.float64), what="the accuracy", mistakes=known, tolerance=1e-5)
+
+
+def noisy_logits(case, targets, vocabulary, share):
+    """Return logits that are right, at random, for about this share of the targets, and always for blanks."""
+    wrong = (targets + case.randint(1, vocabulary, tuple(targets.shape))) % vocabulary
+    said = torch.where((case.randint(0, 1000, tuple(targets.shape)) < 1000 * share) | (targets == 0), targets, wrong)
+    return 0.1 * case.randn(*targets.shape, vocabulary) + 3 * F.one_hot(said, vocabulary)
+
+
+@check("echo-accuracy", points=4, part="rnn")
+def echo_accuracy(answer, case):
+    """Against counting."""
+    with case("one number between 0 and 1", points=1, hint="the share of right symbols among those that count"):
+        targets = echo_by_definition(case.randint(1, 9, (3, 7)), torch.tensor([1, 2, 0]))
+        demand_share(case, answer, noisy_logits(case, targets, 9, 0.6), targets)
+    with case("the blanks before the echo do not count", points=1, hint="only positions whose target is not 0"):
+        targets = echo_by_definition(case.randint(1, 27, (6, 12)), torch.tensor([8, 0, 3, 8, 1, 7]))
+        demand_share(case, answer, noisy_logits(case, targets, 27, 0.5), targets)
+    with case("a blank where a symbol belongs is wrong", points=1, hint="look at the targets, not at the guesses"):
+        targets = echo_by_definition(case.randint(1, 27, (5, 9)), torch.tensor([4, 2, 6, 0, 1]))
+        logits = noisy_logits(case, targets, 27, 0.7)
+        logits[:, -3:, 0] = 9.0  # the model says blank
+        demand_share(case, answer, logits, targets)
+    with case("every symbol weighs the same; any shape", points=1, hint="sum over all, divide once"):
+        for batch, length in ((1, 1), (1, 9), (7, 5)):
+            targets = echo_by_definition(case.randint(1, 5, (batch, length)), torch.arange(batch) % length)
+            demand_share(case, answer, noisy_logits(case, targets, 5, 0.5), targets)
 
 
 # -- a step of the GRU ------------------------------------------------------------------------------------
@@ -3835,6 +4210,20 @@ def gru_step_mistakes(state, x, h):
             torch.tanh(from_x + b_in + z * (from_h + b_hn)), keep=r
         ),
     }
+    for number, gate in enumerate(("reset", "update")):
+        for side, other in (("hh", "the input x"), ("ih", "the state h")):
+            silent = {name: value.clone() for name, value in state.items()}
+            for kind in ("weight", "bias"):
+                silent[f"{kind}_{side}"].chunk(3)[number].zero_()
+            found[f"the {gate} gate looks at {other} alone"] = torch_step(silent, x, h)
+            bias = state | {f"bias_{side}": silent[f"bias_{side}"]}
+            found[f"one bias of the {gate} gate is missing: bias_{side} belongs to it, too"] = torch_step(bias, x, h)
+    found["both gates are made of the rows of r; those of z come after them"] = torch_step(
+        gru_rows(state, (0, 0, 2)), x, h
+    )
+    found["both gates are made of the rows of z; those of r come before them"] = torch_step(
+        gru_rows(state, (1, 1, 2)), x, h
+    )
     for order in ((0, 2, 1), (1, 2, 0), (2, 0, 1), (2, 1, 0)):
         names = ", ".join("rzn"[order.index(i)] for i in range(3))
         found[f"the rows are read in the order {names}; they stand in the order r, z, n"] = torch_step(
@@ -3959,7 +4348,10 @@ def gru_cell(answer, case):
             "the first state is made of ones; it is zeros": torch_step(state, x, zeros + 1),
             "the initial state is random: two calls give two results": lambda: not alike(built(x), built(x)),
         }
-        case.close(built(x).double(), expected, mistakes=ones | gru_step_mistakes(state, x, zeros), tolerance=1e-5)
+        apart = gru_step_mistakes(state, x, zeros)
+        outside = next(wrong for name, wrong in apart.items() if name.startswith("b_hn stands outside"))
+        ones["r does not multiply b_hn, which is there also where h is zero: r ⊙ (W_hn h + b_hn)"] = outside
+        case.close(built(x).double(), expected, mistakes=ones | apart, tolerance=1e-5)
     with case("a batch of one, sizes of one", points=1, hint="no squeeze; every size from the arguments"):
         for batch, inputs, hidden in ((1, 5, 4), (3, 1, 1), (1, 1, 6)):
             built, state = loaded_gru_cell(case, answer, inputs, hidden)
@@ -4055,12 +4447,12 @@ def call_gru_sequence(case, built, x, hidden, *h):
     batch, length, _ = x.shape
     shapes = {
         "the time comes first: stack the states along axis 1": (length, batch, hidden),
-        "there is one state too many: is the initial state among them?": (batch, length + 1, hidden),
+        "there is one state too many, perhaps the initial one": (batch, length + 1, hidden),
         "only the last state is there; return all of them first, the last one second": (batch, hidden),
-        "one state is missing: is the last one left out?": (batch, length - 1, hidden),
+        "one state is missing, perhaps the last one": (batch, length - 1, hidden),
         "the states are glued together along the features; stack them along a new axis": (batch, length * hidden),
     }
-    case.shape(states, (batch, length, hidden), what="the states", mistakes=shapes)
+    case.shape(states, (batch, length, hidden), what="the tensor of states", mistakes=shapes)
     shapes = {
         "the last state has an axis of size 1 too many: torch has it for its layers, this module has not": (
             1,
@@ -4110,7 +4502,13 @@ def gru_sequence(answer, case):
         front, middle = call_gru_sequence(case, built, x[:, :3], 4)
         back, end = call_gru_sequence(case, built, x[:, 3:], 4, middle)
         right, right_end = torch_gru(state, x)
-        case.close(torch.cat([front, back], dim=1), right, what="the states of both pieces")
+        pieces = {
+            "the states are not right yet, not even within the first piece": lambda: not alike(front, right[:, :3]),
+            "the second piece does not start from the state that it is given": lambda: (
+                not alike(back[:, 0], right[:, 3])
+            ),
+        }
+        case.close(torch.cat([front, back], dim=1), right, what="the states of both pieces", mistakes=pieces)
         case.close(end, right_end, what="the last state of the second piece")
     with case("nothing is left over from the call before", points=1, hint="no state in self between two calls"):
         built, state = loaded_gru_sequence(case, answer, 5, 4)
@@ -4148,192 +4546,6 @@ def gru_sequence(answer, case):
         case.close(found[1], expected[1], what="the gradient of the last state for h")
 
 
-# -- the echo ---------------------------------------------------------------------------------------------
-
-
-def echo_by_definition(symbols, delays):
-    """Return the echo, symbol by symbol."""
-    rows = zip(symbols.tolist(), delays.tolist(), strict=True)
-    return torch.tensor([[row[t - d] if t >= d else 0 for t in range(len(row))] for row, d in rows])
-
-
-def some_delays(case, batch, largest):
-    """Return delays (B,) that are not all alike, among them 0 and the largest."""
-    delays = case.randint(0, largest + 1, (batch,))
-    delays[0], delays[1] = largest, 0
-    return delays
-
-
-def echo_mistakes(symbols, delays):
-    """Return the targets that common mistakes lead to."""
-    length, right = symbols.shape[1], echo_by_definition(symbols, delays)
-    blank = torch.arange(length) < delays[:, None]
-
-    def rolled(shifts):
-        return torch.stack([row.roll(int(d)) for row, d in zip(symbols, shifts, strict=True)])
-
-    def other(d):
-        return echo_by_definition(symbols, d.clamp(min=0))
-
-    return {
-        "the targets are the symbols as they came in: nothing is delayed": symbols,
-        "the shift goes the wrong way: target t is the symbol delays steps before t, not after": lambda: torch.stack(
-            [torch.cat([row[int(d) :], row.new_zeros(int(d))]) for row, d in zip(symbols, delays, strict=True)]
-        ),
-        "the shift goes the wrong way, and wraps round": lambda: rolled(-delays),
-        "the end wraps round to the start; before the echo begins the targets are blanks (0)": lambda: rolled(delays),
-        "the delay is one step too long": lambda: other(delays + 1),
-        "the delay is one step too short": lambda: torch.where(blank, 0, other(delays - 1)),
-        "the delay is one step too short (and the blanks are one too few)": lambda: other(delays - 1),
-        "every sequence gets the delay of the first; each has its own": lambda: other(delays[:1].expand_as(delays)),
-        "every sequence gets the delay of the last; each has its own": lambda: other(delays[-1:].expand_as(delays)),
-        "every sequence gets the largest delay; each has its own": lambda: other(delays.amax().expand_as(delays)),
-        "before the echo begins the first symbol is repeated; the targets there are blanks (0)": lambda: torch.where(
-            blank, symbols[:, :1], right
-        ),
-        "before the echo begins the symbols themselves stand; the targets there are blanks (0)": lambda: torch.where(
-            blank, symbols, right
-        ),
-        "before the echo begins the targets are -100; they are blanks, number 0": lambda: right.masked_fill(
-            blank, -100
-        ),
-        "before the echo begins the targets are -1; they are blanks, number 0": lambda: right.masked_fill(blank, -1),
-        "every target is a blank": torch.zeros_like(symbols),
-        "the symbols at the start of the sequence become blanks, but nothing is moved": lambda: symbols.masked_fill(
-            blank, 0
-        ),
-        "one blank too many at the start: symbol 0 is echoed at t = delay": lambda: right.masked_fill(
-            torch.arange(length) <= delays[:, None], 0
-        ),
-        "the symbols count from 0 here: 1 is subtracted": lambda: (right - 1).clamp(min=0),
-    }
-
-
-def demand_echo(case, targets, symbols, delays, what="the targets"):
-    """Demand the echo of the symbols."""
-    batch, length = symbols.shape
-    longest = int(delays.max())
-    shapes = {
-        "the blanks are put in front, but the end is not cut off: the targets are as long as the symbols": (
-            batch,
-            length + longest,
-        ),
-        "the blanks are missing: the targets are as long as the symbols": (batch, length - longest),
-        "the batch and the time are exchanged": (length, batch),
-        "only one sequence is left": (length,),
-        "this is one-hot; the targets are numbers of symbols": (batch, length, 27),
-    }
-    case.shape(targets, (batch, length), what=what, mistakes=shapes)
-    case.true(
-        not targets.is_floating_point(),
-        f"{what} have dtype {str(targets.dtype).removeprefix('torch.')}; cross_entropy needs integers (int64)",
-    )
-    case.true(
-        targets.dtype == torch.int64,
-        f"{what} have dtype {str(targets.dtype).removeprefix('torch.')}, expected int64, as the symbols have",
-    )
-    case.equal(targets, echo_by_definition(symbols, delays), what=what, mistakes=echo_mistakes(symbols, delays))
-
-
-@check("echo-targets", points=5, part="rnn")
-def echo_targets(answer, case):
-    """Against the definition, symbol by symbol."""
-    with case("one target for each symbol, as integers", points=1, hint="shape (B, T), dtype int64"):
-        symbols, delays = case.randint(1, 27, (3, 10)), torch.full((3,), 2)
-        targets = answer(symbols, delays)
-        demand = {"the batch and the time are exchanged": (10, 3)}
-        case.shape(targets, (3, 10), what="the targets", mistakes=demand)
-        case.dtype(targets, torch.int64, what="the targets")
-    with case("target t is the symbol at t - delay", points=1, hint="blanks first, then the symbols from the start"):
-        symbols = case.randint(1, 27, (4, 12))
-        for delay in (4, 1):
-            delays = torch.full((4,), delay)
-            demand_echo(case, answer(symbols, delays), symbols, delays, what=f"the targets for a delay of {delay}")
-    with case("each sequence has its own delay", points=1, hint="delays[b] belongs to symbols[b]"):
-        symbols, delays = case.randint(1, 27, (6, 12)), some_delays(case, 6, 8)
-        demand_echo(case, answer(symbols, delays), symbols, delays)
-    with case("delay 0 changes nothing; a delay of T or more leaves blanks", points=1, hint="row[:-0] is empty"):
-        symbols = case.randint(1, 27, (2, 5))
-        for delay in (0, 5, 7):
-            delays = torch.full((2,), delay)
-            demand_echo(case, answer(symbols, delays), symbols, delays, what=f"the targets for delay {delay}, T = 5")
-    with case("the symbols stay as they were", points=1, hint="write into a new tensor, or use torch.where"):
-        case.unchanged(answer, case.randint(1, 27, (3, 8)), torch.tensor([0, 2, 5]))
-
-
-def demand_share(case, answer, logits, targets, mistakes=None):
-    """Demand the share of right symbols, as a number or a tensor without axes."""
-    result = answer(logits, targets)
-    guess, said = logits.argmax(-1), targets != 0
-    hits = guess == targets
-    per_row = (hits & said).sum(-1) / said.sum(-1)
-    right = sum(g == t for g, t in zip(guess[said].tolist(), targets[said].tolist(), strict=True)) / int(said.sum())
-    known = {
-        "the blanks before the echo are counted: they are easy, and make the figure look better": hits.double().mean(),
-        "the blanks are left out above the line, but counted below it: divide by the number of symbols": (
-            (hits & said).double().mean()
-        ),
-        "the blanks are counted above the line, but not below it": hits.sum() / said.sum(),
-        "this is the share of wrong symbols": torch.tensor(1 - right),
-        "this is in per cent; a share lies between 0 and 1": torch.tensor(100 * right),
-        "this is a number of symbols, not a share": (hits & said).sum().double(),
-        "the mean of the sequences' shares is taken: a sequence with few symbols weighs as much as one with many": (
-            per_row[said.any(-1)].double().mean()
-        ),
-        "a sequence counts only when all of it is right; each symbol counts": ((hits | ~said).all(-1).double().mean()),
-        "positions are left out where the model says blank; leave out those where the target is a blank": (
-            hits[guess != 0].double().mean()
-        ),
-        "the argmax runs over the wrong axis, the time; the symbols are the last axis": lambda: (
-            (logits.argmax(1)[:, : targets.shape[1]] == targets[:, : logits.shape[2]])[
-                (targets != 0)[:, : logits.shape[2]]
-            ]
-            .double()
-            .mean()
-        ),
-        "only the last step counts": hits[:, -1].double().mean(),
-        "symbols are compared with themselves, or not with the model's: the result is 1": torch.tensor(1.0).double(),
-    }
-    if isinstance(result, torch.Tensor):
-        case.shape(result, (), what="the accuracy", mistakes={"this is one figure for each sequence": (len(targets),)})
-        result = result.item()
-    case.true(
-        isinstance(result, (int, float)) and not isinstance(result, bool),
-        f"the accuracy is {'None (is a return statement missing?)' if result is None else type(result).__name__}; "
-        "return one number",
-    )
-    actual = torch.tensor(float(result), dtype=torch.float64)
-    known = {name: (wrong if callable(wrong) else wrong.double()) for name, wrong in known.items()}
-    case.close(actual, torch.tensor(right, dtype=torch.float64), what="the accuracy", mistakes=known, tolerance=1e-5)
-
-
-def noisy_logits(case, targets, vocabulary, share):
-    """Return logits that are right, at random, for about this share of the targets, and always for blanks."""
-    wrong = (targets + case.randint(1, vocabulary, tuple(targets.shape))) % vocabulary
-    said = torch.where((case.randint(0, 1000, tuple(targets.shape)) < 1000 * share) | (targets == 0), targets, wrong)
-    return 0.1 * case.randn(*targets.shape, vocabulary) + 3 * F.one_hot(said, vocabulary)
-
-
-@check("echo-accuracy", points=4, part="rnn")
-def echo_accuracy(answer, case):
-    """Against counting."""
-    with case("one number between 0 and 1", points=1, hint="the share of right symbols among those that count"):
-        targets = echo_by_definition(case.randint(1, 9, (3, 7)), torch.tensor([1, 2, 0]))
-        demand_share(case, answer, noisy_logits(case, targets, 9, 0.6), targets)
-    with case("the blanks before the echo do not count", points=1, hint="only positions whose target is not 0"):
-        targets = echo_by_definition(case.randint(1, 27, (6, 12)), torch.tensor([8, 0, 3, 8, 1, 7]))
-        demand_share(case, answer, noisy_logits(case, targets, 27, 0.5), targets)
-    with case("a blank where a symbol belongs is wrong", points=1, hint="look at the targets, not at the guesses"):
-        targets = echo_by_definition(case.randint(1, 27, (5, 9)), torch.tensor([4, 2, 6, 0, 1]))
-        logits = noisy_logits(case, targets, 27, 0.7)
-        logits[:, -3:, 0] = 9.0  # the model says blank
-        demand_share(case, answer, logits, targets)
-    with case("every symbol weighs the same; any shape", points=1, hint="sum over all, divide once"):
-        for batch, length in ((1, 1), (1, 9), (7, 5)):
-            targets = echo_by_definition(case.randint(1, 5, (batch, length)), torch.arange(batch) % length)
-            demand_share(case, answer, noisy_logits(case, targets, 5, 0.5), targets)
-
-
 # -- the models -------------------------------------------------------------------------------------------
 
 
@@ -4369,14 +4581,14 @@ def demand_logits(case, logits, batch, length, vocabulary, hidden=-1):
     case.true(not isinstance(logits, tuple), "the model returns a tuple; return the logits alone")
     shapes = {
         "only the last step has logits; every step has a target": (batch, vocabulary),
-        "there are logits for one step only, the last one?": (batch, 1, vocabulary),
+        "there are logits for one step only": (batch, 1, vocabulary),
         "the last two axes are in the wrong order: the symbols come last": (batch, vocabulary, length),
         "these are states: the head that maps them to symbols is missing": (batch, length, hidden),
         "the batch and the time are exchanged": (length, batch, vocabulary),
         "the batch and the time are made one axis; keep both": (batch * length, vocabulary),
         "these are symbols (an argmax?), not a logit for each": (batch, length),
     }
-    case.shape(logits, (batch, length, vocabulary), what="the logits", mistakes=shapes)
+    case.shape(logits, (batch, length, vocabulary), what="the tensor of logits", mistakes=shapes)
 
 
 @check("echo-model", points=5, part="rnn")
@@ -4401,7 +4613,13 @@ def echo_model(answer, case):
             for name, wrong in gru_sequence_mistakes(cell, x).items()
         }
         expected = F.linear(states, state["head.weight"], state["head.bias"])
-        case.close(logits, expected, what="the logits", mistakes=head_mistakes(states, state, extra))
+        twice = {
+            "the same input gives other logits when it comes again: nothing may be kept or random": lambda: (
+                not alike(built(x), logits)
+            )
+        }
+        mistakes = head_mistakes(states, state, extra) | twice
+        case.close(logits, expected, what="the logits", mistakes=mistakes)
 
     with case("two parts: memory and head", points=1, hint="a GRUSequence and an nn.Linear, with these names"):
         state, _ = echo_state(case, 6, 5, 7)
@@ -4460,6 +4678,19 @@ def echo_inputs(answer, case):
             "the delay is marked by its number; one-hot holds a 1": torch.cat(
                 [letters, knob * delays[:, None, None]], -1
             ),
+            "the blank, symbol 0, is all zeros; it has a column like every other": torch.cat(
+                [letters * (symbols != 0)[..., None], knob], dim=-1
+            ),
+            "the columns of the delay run backwards: delay 0 has the first": torch.cat([letters, knob.flip(-1)], -1),
+            "the delay is marked from the step on at which the echo begins; mark it at every step": torch.cat(
+                [letters, knob * (torch.arange(symbols.shape[1]) >= delays[:, None])[..., None]], dim=-1
+            ),
+            "the delay stands in the columns of the symbols; it has columns of its own, behind them": lambda: (
+                F.pad(letters, (0, largest + 1)) + F.pad(knob, (0, vocabulary))
+            ),
+            "batch and time of the delays are mixed: after repeat, view tears sequences apart": lambda: torch.cat(
+                [letters, knob[:, 0].repeat(symbols.shape[1], 1).view(knob.shape)], dim=-1
+            ),
             "the part of the delay is empty": torch.cat([letters, torch.zeros_like(knob)], dim=-1),
             "the delays that are already over are marked as well: exactly one column holds a 1": lambda: torch.cat(
                 [letters, knob.flip(-1).cumsum(-1).flip(-1)], dim=-1
@@ -4483,13 +4714,19 @@ def echo_inputs(answer, case):
                 length,
                 vocabulary + int(delays.max()) + 1,
             ),
+            "the columns are as many as this batch happens to need; they follow from num_symbols and max_delay": (
+                batch,
+                length,
+                int(symbols.max()) + int(delays.max()) + 2,
+            ),
+            "the sizes 27 and 9 stand in the code; take them from num_symbols and max_delay": (batch, length, 36),
             "symbols and delay stand one after the other in time; put them side by side, along the last axis": (
                 batch,
                 2 * length,
                 vocabulary,
             ),
         }
-        case.shape(inputs, (batch, length, vocabulary + largest + 1), what="the inputs", mistakes=shapes)
+        case.shape(inputs, (batch, length, vocabulary + largest + 1), what="the tensor of inputs", mistakes=shapes)
         case.true(
             inputs.is_floating_point(),
             "the inputs are integers: F.one_hot gives int64, and a matrix product needs .float()",
@@ -4539,6 +4776,13 @@ def reader_mistakes(state, cell, symbols, delays):
         ),
         "the key changes the logits, not the state: multiply before the head": lambda: F.linear(states * own, weight),
         "every step reads the last state": lambda: read((states[:, -1:] * own).expand_as(states)),
+        "symbol 0, the blank, is all zeros at the input of the memory; it is one-hot like the letters": lambda: read(
+            torch_gru(cell, x * (symbols != 0)[..., None])[0] * own
+        ),
+        "the key is scaled to length 1": lambda: read(states * F.normalize(own, dim=-1)),
+        "the key is shortened where it is longer than 1 (max_norm?)": lambda: read(
+            states * own / own.norm(dim=-1, keepdim=True).clamp(min=1)
+        ),
         "the blank is taken to be symbol 1: the symbols are shifted by one before they are one-hot": lambda: read(
             torch_gru(cell, x.roll(-1, -1))[0] * own
         ),
@@ -4581,6 +4825,7 @@ def echo_reader(answer, case):
     with case("state times key, then the head", points=1, hint="head(states * key), the key of the sequence's delay"):
         built, state, cell = loaded(3, 5, 7)
         demand(built, state, cell, case.randint(1, 7, (6, 8)), some_delays(case, 6, 3))
+        demand(built, state, cell, torch.arange(12).view(2, 6) % 7, torch.tensor([1, 3]))  # blanks, too
     with case("as many sequences as steps", points=1, hint="the key needs an axis for the time: (B, 1, H)"):
         built, state, cell = loaded(3, 5, 7)
         demand(built, state, cell, case.randint(1, 7, (6, 6)), some_delays(case, 6, 3))
@@ -4603,6 +4848,8 @@ def echo_reader(answer, case):
         gradients = built.parameter_gradients(symbols, delays, upstream=case.randn(8, 6, 7))
         silent = [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]
         case.true(not silent, f"no gradient arrives at {', '.join(silent)}: it is not used, or it is detached")
+        still = [str(d) for d, gradient in enumerate(gradients["keys.weight"]) if not gradient.any()]
+        case.true(not still, f"no gradient arrives at the key of delay {', '.join(still)}: has it a padding_idx?")
 
 
 # -- training ---------------------------------------------------------------------------------------------
@@ -4640,6 +4887,12 @@ def training_story(shares, largest):
             f"asked for delay {largest} it gives back the symbol {best[largest]} steps before: targets and delays do "
             "not belong together"
         )
+    alike_rows = all(abs(a - b) < 0.1 for row in shares for a, b in zip(row, shares[0], strict=True))
+    if largest and alike_rows and max(shares[0]) > 2 * chance:
+        return (
+            "whatever delay is asked for, its answers are the same mixture of delays: does the module get the delays "
+            "that the targets are made with?"
+        )
     if max(hits) < chance:
         return (
             "for every delay it is hardly better than guessing (1/26): is the module trained at all, with the "
@@ -4654,78 +4907,111 @@ def training_story(shares, largest):
     return ""
 
 
-def trained_reader(answer, plain=False, **changes):
-    """Train quietly, and return the module and what else the answer says about it."""
+def trained_reader(answer, **changes):
+    """Train quietly, and return what the answer returns."""
     with contextlib.redirect_stderr(io.StringIO()):  # the bar of the progress
-        result = answer(**ECHO_RUN | changes)
-    return result if plain or (isinstance(result, tuple) and len(result) == 2) else (result, None)
+        return answer(**ECHO_RUN | changes)
+
+
+def demand_reader_and_losses(case, result, steps):
+    """Demand a pair of a module and a list of losses, as long as the training."""
+    case.true(result is not None, "the result is None (is a return statement missing?)")
+    pair = isinstance(result, tuple) and len(result) == 2
+    kind = "the module alone" if hasattr(result, "parameters") else f"a {type(result).__name__}"
+    case.true(pair, f"the result is {kind}, expected a tuple (model, losses); fit returns the losses")
+    trained, losses = result
+    swapped = isinstance(trained, list) and hasattr(losses, "parameters")
+    case.true(not swapped, "model and losses are exchanged: the model comes first")
+    case.true(hasattr(trained, "parameters"), f"the first part is a {type(trained).__name__}, expected the module")
+    case.true(
+        isinstance(losses, list), f"the second part is a {type(losses).__name__}, expected the list that fit returns"
+    )
+    numbers = all(isinstance(loss, float) for loss in losses)
+    case.true(numbers, f"the losses are not numbers but {type((losses or [0])[0]).__name__}s; .item() makes a number")
+    case.true(len(losses) == steps, f"there are {len(losses)} losses for steps = {steps}: is the argument steps used?")
+    return trained, losses
+
+
+def demand_keys(case, trained, largest, hidden):
+    """Demand an EchoReader of these sizes."""
+    keys = trained.parameters().get("keys.weight")
+    case.true(keys is not None, "the module has no keys.weight: is it an EchoReader?")
+    case.true(
+        tuple(keys.shape) == (largest + 1, hidden),
+        f"for max_delay = {largest} and hidden_size = {hidden} the keys have shape {tuple(keys.shape)}, expected "
+        f"{(largest + 1, hidden)}: are the sizes those of the arguments?",
+    )
 
 
 @check("echo-training", points=6, part="rnn")
 def echo_training(answer, case):
     """By what the trained module does on fresh sequences; small, so that it takes a few seconds."""
     largest, hidden = ECHO_RUN["max_delay"], ECHO_RUN["hidden_size"]
-    trained, losses, shares = None, None, []
+    result, shares, hits = None, [], []
+    nothing = "there is no trained module to look at yet"
     with case("returns the reader and its losses", points=1, hint="make the model, fit it, return both"):
-        result = trained_reader(answer, plain=True)
-        case.true(result is not None, "the result is None (is a return statement missing?)")
-        case.true(
-            isinstance(result, tuple) and len(result) == 2,
-            f"the result is a {type(result).__name__}, expected a tuple (model, losses); fit returns the losses",
-        )
-        swapped = isinstance(result[0], list) and hasattr(result[1], "parameters")
-        case.true(not swapped, "model and losses are exchanged: the model comes first")
-        trained, losses = result
-        case.true(hasattr(trained, "parameters"), f"the first part is a {type(trained).__name__}, expected the module")
-        sizes = {name: tuple(value.shape) for name, value in trained.parameters().items()}
-        case.true(
-            sizes.get("keys.weight") == (largest + 1, hidden),
-            f"its keys have shape {sizes.get('keys.weight')}, expected {(largest + 1, hidden)}: is it an EchoReader "
-            "with the sizes of the arguments?",
-        )
-        numbers = isinstance(losses, list) and all(isinstance(loss, float) for loss in losses)
-        case.true(numbers, f"the second part is a {type(losses).__name__}, expected the list that fit returns")
-        case.true(
-            len(losses) == ECHO_RUN["steps"],
-            f"there are {len(losses)} losses for steps = {ECHO_RUN['steps']}: is the argument steps used?",
-        )
+        result = trained_reader(answer)
+        trained, _ = demand_reader_and_losses(case, result, ECHO_RUN["steps"])
+        demand_keys(case, trained, largest, hidden)
+    parts = result if isinstance(result, tuple) else (result,)
+    trained = next((part for part in parts if hasattr(part, "parameters")), None)
     with case("delay 0 comes back", points=1, hint="is the loss that of the targets, step by step?"):
-        trained = trained if trained is not None else trained_reader(answer)[0]
-        case.true(hasattr(trained, "parameters"), "there is no trained module to look at yet")
+        case.true(trained is not None and "keys.weight" in trained.parameters(), nothing)
         shares = [read_back(case, trained, delay) for delay in range(largest + 1)]
-        case.true(
-            shares[0][0] > 0.95,
-            training_story(shares, largest)
-            or f"delay 0 is echoed in {shares[0][0]:.0%} of the steps, where more than 95% is usual after these steps",
-        )
-    with case("every delay comes back", points=2, hint="draw a new delay for each sequence of each batch"):
-        case.true(shares, "there is no trained module to look at yet")
         hits = [shares[d][d] for d in range(largest + 1)]
+        case.true(
+            hits[0] > 0.95,
+            training_story(shares, largest)
+            or f"delay 0 is echoed in {hits[0]:.0%} of the steps, where more than 95% is usual after these steps",
+        )
+        symbols = case.randint(1, 27, (100, 16))
+        said = trained(symbols, torch.zeros(100, dtype=torch.int64)).argmax(-1)
+        never = [letter for letter in range(1, 27) if not (said == symbols)[symbols == letter].any()]
+        names = ", ".join("abcdefghijklmnopqrstuvwxyz"[letter - 1] for letter in never)
+        case.true(not never, f"the letter {names} is never echoed: 1 … 26 should all occur in training")
+    with case("every delay comes back", points=2, hint="draw a new delay for each sequence of each batch"):
+        case.true(hits, nothing)
         worst = min(range(largest + 1), key=hits.__getitem__)
         case.true(
             hits[worst] > 0.9,
             training_story(shares, largest)
             or f"delay {worst} is echoed in {hits[worst]:.0%} of the steps, where more than 90% is usual; is each "
-            "batch new, and are the arguments lr, steps, length and batch_size used?",
+            "batch new, has each sequence a delay of its own, and are lr, steps and length used?",
         )
-    with case("before the echo begins it says blank", points=1, hint="blanks are targets too: they belong to the loss"):
-        case.true(shares, "there is no trained module to look at yet")
+    with case(
+        "blanks before the echo, and only there", points=1, hint="blanks are targets, but the symbols are 1 … 26"
+    ):
+        case.true(hits, nothing)
         symbols = case.randint(1, 27, (200, 6))
         said = trained(symbols, torch.full((200,), largest)).argmax(-1)[:, :largest]
         share = (said == 0).double().mean().item()
+        why = "are the blanks left out of the loss?" if hits[largest] > 0.5 else "see the cases above"
+        case.true(share > 0.9, f"before the echo begins it says blank in {share:.0%} of the steps: {why}")
+        # The weights of an input that never occurs stay where they started, between -1/√H and 1/√H.
+        moved = trained.parameters()["memory.cell.weight_ih"][:, 0].abs().max() > 1.01 * hidden**-0.5
+        case.true(not moved, "symbol 0, the blank, was among the symbols of the training; letters are 1 … 26")
+    with case("all arguments are used", points=1, hint="steps and lr go to training.fit, the sizes to torch.randint"):
+        still, few = {}, 40
+        for size in (1, 256):
+            found = trained_reader(answer, steps=few, lr=1e-9, max_delay=1, hidden_size=9, length=1, batch_size=size)
+            other, losses = demand_reader_and_losses(case, found, few)
+            demand_keys(case, other, 1, 9)
+            still[size] = torch.tensor(losses)
+        fall = (still[256][:5].mean() - still[256][-5:].mean()).item()
         case.true(
-            share > 0.9,
-            f"before the echo begins it says blank in {share:.0%} of the steps: are the blanks left out of the loss?",
+            fall < 0.1, f"with a learning rate of 10⁻⁹ the loss falls by {fall:.2f} in {few} steps: lr is not used"
         )
-    with case("all arguments are used", points=1, hint="pass steps and lr on to training.fit"):
-        _, still = trained_reader(answer, steps=25, lr=1e-9, batch_size=24)
-        case.true(isinstance(still, list) and len(still) == 25, "steps = 25 does not give 25 losses: is steps used?")
-        fall = (sum(still[:5]) - sum(still[-5:])) / 5
-        case.true(fall < 0.1, f"with a learning rate of 10⁻⁹ the loss falls by {fall:.2f} in 25 steps: lr is not used")
-        other, few = trained_reader(answer, steps=3, max_delay=1, hidden_size=9, length=5, batch_size=2)
-        case.true(isinstance(few, list) and len(few) == 3, "steps = 3 does not give 3 losses: the argument is not used")
-        keys = tuple(other.parameters()["keys.weight"].shape)
-        case.true(keys == (2, 9), f"for max_delay = 1, hidden_size = 9 the keys have shape {keys}, expected (2, 9)")
+        case.true(
+            still[1].std() > 4 * still[256].std(),
+            "batch_size is not used: with batches of 1 the losses scatter as little as with batches of 256",
+        )
+        _, short = demand_reader_and_losses(case, trained_reader(answer, max_delay=8, length=1, steps=30), 30)
+        end = sum(short[-5:]) / 5
+        case.true(
+            end < 2.2,
+            "length is not used: with length 1 and delays up to 8 most targets are blanks, which is learned at once, "
+            f"but the loss is still {end:.2f} after 30 steps",
+        )
 
 
 # -- the networks of the theory, as modules ---------------------------------------------------------------
@@ -4768,6 +5054,14 @@ def gated_run_mistakes(state, x, h=None):
         return torch.cat([gated_run(state, x[:, t : t + 1], first)[0] for t in range(x.shape[1])], dim=1)
 
     return {
+        "W_h h is added to what is written: this network writes W_x x alone": by(
+            lambda x, h, W_c, W_h, W_x: torch.lerp(F.linear(x, W_x) + F.linear(h, W_h), h, gate(x, h, W_c, W_h))
+        ),
+        "the gate looks at the new value W_x x instead of the old state": by(
+            lambda x, h, W_c, W_h, W_x: torch.lerp(
+                F.linear(x, W_x), F.linear(x, W_x), gate(x, F.linear(x, W_x), W_c, W_h)
+            )
+        ),
         "c and 1 - c are exchanged: c = 1 must keep the old state": by(
             lambda x, h, W_c, W_h, W_x: torch.lerp(h, F.linear(x, W_x), gate(x, h, W_c, W_h))
         ),
@@ -4828,6 +5122,9 @@ def demand_small_start(case, built, hidden):
         )
 
 
+LEFT_OVER = "the first call is right, a second is not: something of the first is left over; keep no state in self"
+
+
 @check("gated-rnn", points=4, part="rnn")
 def gated_rnn(answer, case):
     """Against the two formulas in float64, and autograd."""
@@ -4839,10 +5136,10 @@ def gated_rnn(answer, case):
         built.load_state_dict(state)
         return built, state
 
-    def demand(built, state, x, *h):
+    def demand(built, state, x, *h, again=False):
         states, last = call_gru_sequence(case, built, x, len(state["W_h"]), *h)
         right, end = gated_run(state, x, *h)
-        mistakes = gated_run_mistakes(state, x, *h)
+        mistakes = always(LEFT_OVER) if again else gated_run_mistakes(state, x, *h)
         case.close(states.double(), right, what="the states", mistakes=mistakes, tolerance=1e-5)
         not_yet = {"this is the first state": right[:, 0], "this is the initial state": lambda: not last.any()}
         case.close(last.double(), end, what="the last state", mistakes=not_yet, tolerance=1e-5)
@@ -4855,6 +5152,7 @@ def gated_rnn(answer, case):
         for sizes in ((3, 6, 5, 4), (4, 4, 4, 4)):
             built, state = loaded(*sizes[2:])
             demand(built, state, case.randn(*sizes[:3]))
+            demand(built, state, case.randn(*sizes[:3]), again=True)
     with case("a given initial state, sizes of one", points=1, hint="start from h; axis 1 is the time"):
         for batch, length, inputs, hidden in ((3, 6, 5, 4), (1, 1, 5, 4), (1, 4, 1, 1)):
             built, state = loaded(inputs, hidden)
@@ -4862,7 +5160,9 @@ def gated_rnn(answer, case):
     with case("gradients go through time", points=1, hint="no detach, no .item(), no .data"):
         built, state = loaded(5, 4)
         x, h, upstream = case.randn(2, 6, 5), case.randn(2, 4), case.randn(2, 4)
-        call_gru_sequence(case, built, x, 4, h)
+        states, _ = call_gru_sequence(case, built, x, 4, h)
+        not_yet = always("the states themselves are not right yet, so their gradients cannot be")
+        case.close(states.double(), gated_run(state, x, h)[0], mistakes=not_yet, tolerance=1e-5)
         leaves = [value.double().requires_grad_() for value in (x, h)]
         right = torch.autograd.grad((gated_run(state, *leaves)[1] * upstream).sum(), leaves)
         found = built.gradients(x, h, output=1, upstream=upstream)
@@ -4904,8 +5204,9 @@ def gated_jacobians(answer, case):
             "there is a matrix too many: h[0] … h[T] are T + 1 states, but T steps": (length + 1, hidden, hidden),
             "a matrix for each step: this is only its diagonal": (length, hidden),
             "this is one matrix; return those of all steps": (hidden, hidden),
+            "a matrix is missing: T steps have T of them": (length - 1, hidden, hidden),
         }
-        case.shape(found, (length, hidden, hidden), what="the Jacobians", mistakes=shapes)
+        case.shape(found, (length, hidden, hidden), what="the tensor of Jacobians", mistakes=shapes)
         gates = [torch.special.expit(F.linear(now, state["W_c"]) + F.linear(h, state["W_h"])) for now, h in pairs]
 
         def by(function):
@@ -4940,6 +5241,23 @@ def gated_jacobians(answer, case):
             ),
             "the derivative of 1 - c has a minus": by(lambda v, now, h, c: moving(v, now) * (v + plain(now))),
             "the derivative of the sigmoid is missing": lever(lambda now, h, c: h - plain(now)),
+            "the derivative of the sigmoid is not complete: σ' has two factors": lever(
+                lambda now, h, c: (h - plain(now)) * c
+            ),
+            "the derivative of the sigmoid is not complete, σ' has two factors": lever(
+                lambda now, h, c: (h - plain(now)) * (1 - c)
+            ),
+            "the path through the gate has the wrong sign: which of h and W_x x is weighted with c?": lever(
+                lambda now, h, c: (plain(now) - h) * c * (1 - c)
+            ),
+            "the identity is added: h stands in the new state only with its weight c": right
+            + torch.eye(hidden).double(),
+            "c stands in every column of the direct path; it belongs on the diagonal (torch.diag)": (
+                right + torch.stack(gates)[:, :, None] * (1 - torch.eye(hidden).double())
+            ),
+            "these are products of all steps so far; return the Jacobian of each step alone": lambda: torch.stack(
+                [reduce(torch.matmul, reversed(right[: t + 1])) for t in range(length)]
+            ),
             "h - W_x x is missing in the path through the gate": lever(lambda now, h, c: c * (1 - c)),
             "that is the derivative of a tanh; c is a sigmoid": lever(lambda now, h, c: (h - plain(now)) * (1 - c**2)),
             "1 - c stands in the direct path; c belongs there": by(
@@ -5023,7 +5341,37 @@ def slot_run_mistakes(state, x, before=None):
     def scores(queries, keys):
         return torch.linalg.vecdot(queries, keys)
 
+    def with_tanh(x, slots, **state):
+        new, weights = slot_step(x, slots, **state)
+        return new.tanh(), weights
+
+    def bare_values(x, slots, **state):
+        _, weights = slot_step(x, slots, **state)
+        return weights[0] * (state["V_x"] @ x) + weights[1:] @ slots, weights
+
     found = {
+        "there is a tanh around the new state: this network has none": lambda: slot_run(state, x, before, with_tanh),
+        "the states are added up as they are: each goes through its V_i first": lambda: slot_run(
+            state, x, before, bare_values
+        ),
+        "the queries of the states stand in the place of their keys": lambda: slot_run(
+            state | {"K": state["Q"]}, x, before
+        ),
+        "the keys of the states stand in the place of their queries": lambda: slot_run(
+            state | {"Q": state["K"]}, x, before
+        ),
+        "the matrices V_i are used transposed": lambda: slot_run(state | {"V": state["V"].mT}, x, before),
+        "slots that are still zero are left out of the softmax; they have a weight, too": lambda: slot_run(
+            state,
+            x,
+            before,
+            partial(
+                slot_step, weigh=lambda q, k: F.softmax(scores(q, k).masked_fill((k == 0).all(-1), -torch.inf), dim=0)
+            ),
+        ),
+        "the states that are given are taken oldest first; they stand newest first": lambda: slot_run(
+            state, x, None if before is None else before.flip(1)
+        ),
         "every key is compared with the query of the input: here each slot has its own": weighing(
             lambda q, k: F.softmax(k @ q[0], dim=0)
         ),
@@ -5087,24 +5435,30 @@ def attention_rnn(answer, case):
             "the time comes first: stack along axis 1": (length, batch, hidden),
             "these are the weights: the states come first": (batch, length, reach + 1),
         }
-        case.shape(states, (batch, length, hidden), what="the states", mistakes=shapes)
+        case.shape(states, (batch, length, hidden), what="the tensor of states", mistakes=shapes)
         shapes = {
             "the weight of the input is missing": (batch, length, reach),
             "these are the weights of the last step alone": (batch, reach + 1),
             "the time comes first: stack along axis 1": (length, batch, reach + 1),
             "this is the last state, as of a GRU; return the weights of all steps": (batch, hidden),
         }
-        case.shape(weights, (batch, length, reach + 1), what="the weights", mistakes=shapes)
+        case.shape(weights, (batch, length, reach + 1), what="the tensor of weights", mistakes=shapes)
         return states, weights
 
-    def demand(built, state, x, *before):
+    def demand(built, state, x, *before, again=False):
         reach, hidden = state["V"].shape[:2]
         states, weights = call(built, x, hidden, reach, *before)
         right, shares = slot_run(state, x, *before)
         text = f"of AttentionRNN({reach})"
         wrong = slot_run_mistakes(state, x, *before)
         of_states = {name: (lambda pair=pair: pair()[0]) for name, pair in wrong.items()}
-        of_weights = {name: (lambda pair=pair: pair()[1]) for name, pair in wrong.items()}
+        of_states = always(LEFT_OVER) if again else of_states
+        of_weights = {
+            "the weight of the input stands last; it comes first": shares.roll(-1, dims=-1),
+            "these do not add up to 1 over the slots: return the weights after the softmax": lambda: (
+                not alike(weights.double().sum(-1), shares.sum(-1), 1e-4)
+            ),
+        } | {name: (lambda pair=pair: pair()[1]) for name, pair in wrong.items()}
         case.close(states.double(), right, what=f"the states {text}", mistakes=of_states, tolerance=1e-4)
         case.close(weights.double(), shares, what=f"the weights {text}", mistakes=of_weights, tolerance=1e-4)
 
@@ -5121,6 +5475,7 @@ def attention_rnn(answer, case):
         for reach in (1, 3, 5):
             built, state = loaded(3, 4, 2, reach)
             demand(built, state, case.randn(2, 7, 3))
+            demand(built, state, case.randn(2, 7, 3), again=True)
         built, state = loaded(1, 1, 1, 2)
         demand(built, state, case.randn(1, 1, 1))
     with case("states from before the first step; gradients", points=1, hint="newest first; no detach"):
@@ -5130,8 +5485,12 @@ def attention_rnn(answer, case):
         leaves = [value.double().requires_grad_() for value in (x, before)]
         right = torch.autograd.grad((slot_run(state, *leaves)[0] * upstream).sum(), leaves)
         found = built.gradients(x, before, output=0, upstream=upstream)
-        for name, ours, theirs in zip(("x", "the states before"), found, right, strict=True):
-            case.close(ours.double(), theirs, what=f"the gradient for {name}", tolerance=1e-4)
+        held = [value.double().requires_grad_() for value in (x, before)]
+        cut_run = slot_run(state, *held, remember=lambda new, slots: torch.cat([new[None].detach(), slots[:-1]]))[0]
+        cut = torch.autograd.grad((cut_run * upstream).sum(), held)
+        for name, ours, theirs, wrong in zip(("x", "the states before"), found, right, cut, strict=True):
+            mistakes = {"the gradient does not go through the slots: the new state is detached": wrong}
+            case.close(ours.double(), theirs, what=f"the gradient for {name}", mistakes=mistakes, tolerance=1e-4)
 
 
 @check("slot-jacobians", points=2, part="rnn", autograd=False)
@@ -5151,7 +5510,7 @@ def slot_jacobians(answer, case):
             "the slot is axis 0, then the rows: (k, H, H)": (hidden, reach, hidden),
             "the input is no state: return k matrices": (reach + 1, hidden, hidden),
         }
-        case.shape(found, (reach, hidden, hidden), what="the Jacobians", mistakes=shapes)
+        case.shape(found, (reach, hidden, hidden), what="the tensor of Jacobians", mistakes=shapes)
         new, a = slot_step(x, slots, **state)
         values = slot_rows(x, slots, state["V_x"], state["V"])
 
@@ -5165,20 +5524,55 @@ def slot_jacobians(answer, case):
         slope = torch.stack([jacobian_at(lambda s, i=i: score(s)[1 + i], slots)[i] for i in range(reach)])
         ones = a[1:, None, None]
 
-        def gated(part):
-            return direct + of(lambda s: F.linear(F.softmax(score(s, part), dim=0), values.T))
+        def weights_by(part):
+            return of(lambda s: F.linear(F.softmax(score(s, part), dim=0), values.T))
+
+        of_query, of_key = weights_by("k"), weights_by("q")
+        squares = torch.stack(
+            [
+                jacobian_at(lambda s, i=i: ((state["Q"][i] @ s) ** 2 + (state["K"][i] @ s) ** 2).sum() / 2, slots[i])
+                for i in range(reach)
+            ]
+        )
 
         mistakes = jacobians_turned(right) | {
             "only the path through the value is there: the weights depend on the state, too": direct,
             "only the path through the weights is there: the value depends on the state, too": through,
-            "the score depends on the state twice, through query and key: only the query is there": gated("k"),
-            "the score depends on the state twice, through query and key: only the key is there": gated("q"),
+            "the score depends on the state twice, through query and key: only the query is there": direct + of_query,
+            "the score depends on the state twice, through query and key: only the key is there": direct + of_key,
             "all weights move when one score does: the others' part, the mean of the values, is missing": (
                 direct + torch.einsum("kg,kh->kgh", a[1:, None] * values[1:], slope)
             ),
             "the softmax has the slope a (1 - a) for its own weight alone here; the other weights fall": (
                 direct + torch.einsum("kg,kh->kgh", (a * (1 - a))[1:, None] * values[1:], slope)
             ),
+            "V_i is transposed": direct.mT + through,
+            "the value of another slot stands in the path through the weights: the input is slot 0": (
+                direct + torch.einsum("kg,kh->kgh", a[1:, None] * (values[:-1] - new), slope)
+            ),
+            "the matrices V_i are shifted by one slot: V[0] belongs to slot 1": (
+                ones * state["V"].roll(-1, 0) + through
+            ),
+            "the input is left out of the mean of the values": (
+                direct + torch.einsum("kg,kh->kgh", a[1:, None] * (values[1:] - a[1:] @ values[1:]), slope)
+            ),
+            "the score has two different factors, Q_i s and K_i s: this is twice the derivative of one": lambda: (
+                alike(found, direct + 2 * of_query) or alike(found, direct + 2 * of_key)
+            ),
+            "query and key are not crossed: of a product, one factor stands still while the other moves": lambda: (
+                direct + torch.einsum("kg,kh->kgh", a[1:, None] * (values[1:] - new), squares)
+            ),
+            "the scores are divided by √d; this model does not": lambda: of(
+                lambda s: slot_step(
+                    x, s, **state, weigh=lambda q, k: F.softmax(torch.linalg.vecdot(q, k) / key**0.5, dim=0)
+                )[0]
+            ),
+            "the input is left out of the softmax": lambda: of(
+                lambda s: slot_step(
+                    x, s, **state, weigh=lambda q, k: F.pad(F.softmax(torch.linalg.vecdot(q, k)[1:], dim=0), (1, 0))
+                )[0]
+            ),
+            "this is nearly right: a difference quotient? Write the closed form": lambda: alike(found, right, 1e-2),
             "a_i is missing before V_i": through + state["V"],
             "a_i is missing in the path through the weights": direct + through / ones,
             "the path through the weights has the wrong sign": direct - through,
@@ -5212,8 +5606,10 @@ def slot_jacobians(answer, case):
 SEQUENCE_UNITS, SEQUENCE_SEED = 24, 0
 SEQUENCE_EVERY = 64  # strings from one checkpoint to the next
 SEQUENCE_STRINGS, SEQUENCE_LENGTH = 25_600, 12
-SEQUENCE_SPIKE = 0.4  # a loss that is higher above the lowest one so far is a spike
+SEQUENCE_SPIKE = 0.4  # the notebook: a loss that is higher above the lowest one so far is a spike
 SEQUENCE_OTHER_SEEDS = (*range(1, 100), 123, 1234, 1337, 2024, 2025, 2026, 12345)
+SEQUENCE_ALLOWED = 0.5  # what the check lets pass: its strings may be less lucky than a student's
+MEASURED_NOT_DERIVED = "near, but not exact: are these figures measured? They follow from the definition alone"
 UNTIL_NOW = "the curve is compared with the lowest loss up to each checkpoint"
 
 
@@ -5250,8 +5646,8 @@ def sequence_model(seed=SEQUENCE_SEED):
         return SequenceReader()
 
 
-def sequence_steps(strings, labels, batch_size=16):
-    """Go through the given training, lr = 1 without any bound.
+def sequence_steps(strings, labels, batch_size=16, rates=None):
+    """Go through the given training without any bound; `rates` are the learning rates of the steps, 1 without them.
 
     Returns:
         The weights after every step, as one vector each (the first one before training), and the gradients of every
@@ -5260,10 +5656,12 @@ def sequence_steps(strings, labels, batch_size=16):
     model, weights, gradients = sequence_model(), [], []
     parameters = list(model.parameters())
     weights.append(nn.utils.parameters_to_vector(parameters).detach().clone())
-    for part, wanted in zip(strings.split(batch_size), labels.split(batch_size), strict=True):
+    batches = zip(strings.split(batch_size), labels.split(batch_size), strict=True)
+    for i, (part, wanted) in enumerate(batches):
         found = torch.autograd.grad(F.cross_entropy(model(part), wanted), parameters)
         gradients.append(found)
-        moved = weights[-1] - torch.cat([one.flatten() for one in found])
+        rate = 1.0 if rates is None else rates[i]
+        moved = weights[-1] - rate * torch.cat([one.flatten() for one in found])
         nn.utils.vector_to_parameters(moved, parameters)
         weights.append(moved)
     return weights, gradients
@@ -5335,7 +5733,14 @@ def initial_expectation(answer, case):
                 ),
                 "P(X) is not squared for XX: both marks must be X": torch.tensor([x, x * (1 - x), x * (1 - x), 1 - x]),
             }
-            case.close(initial_parts(case, answer(x))[0], right, what="classes", mistakes=mistakes)
+            classes = initial_parts(case, answer(x))[0]
+            case.true(
+                classes.shape == (4,),
+                f"classes has shape {tuple(classes.shape)}, expected (4,): the probabilities of Q, R, S, U in a row"
+                + (", not of the two marks" if classes.shape == (2,) else ""),
+            )
+            mistakes[MEASURED_NOT_DERIVED] = lambda classes=classes, right=right: alike(classes, right, 0.1)
+            case.close(classes, right, what="classes", mistakes=mistakes)
     with case(
         "accuracy and loss of a model that knows nothing",
         points=1,
@@ -5352,6 +5757,7 @@ def initial_expectation(answer, case):
                     "the accuracy is a share between 0 and 1, not per cent": torch.tensor(25.0),
                     "50 % would be two classes": torch.tensor(0.5),
                     "1/8 would be one of the eight symbols; the model names one of four classes": torch.tensor(0.125),
+                    MEASURED_NOT_DERIVED: lambda accuracy=accuracy: bool((accuracy - 0.25).abs() < 0.01),
                     "the untrained model does not know which class is the most frequent": right.max(),
                     "this guesses each class as often as it occurs; an untrained model does not know how often": (
                         right.square().sum()
@@ -5372,6 +5778,7 @@ def initial_expectation(answer, case):
                     ),
                     "ln 8 is for eight symbols; the model chooses among four classes": torch.tensor(math.log(8)),
                     "ln 2 is for two classes": torch.tensor(math.log(2)),
+                    MEASURED_NOT_DERIVED: lambda loss=loss: bool((loss - math.log(4)).abs() < 0.03),
                     "this is the entropy of the classes, which is less: the untrained model gives each class 1/4, "
                     "because it does not know how often they occur": (torch.distributions.Categorical(right).entropy()),
                 },
@@ -5403,6 +5810,13 @@ def initial_expectation(answer, case):
                     "this is the loss of always naming the most frequent class, where it comes": -right.max().log(),
                     "-Σ ln p_c without the weights p_c: a class that comes more often counts more": (
                         -right.log().sum()
+                    ),
+                    "this treats the p_c as logits, through a softmax; they are probabilities already": (
+                        F.cross_entropy(right, right)
+                    ),
+                    "near, but not exact: is something added to the probabilities against ln 0, or are they measured? "
+                    "torch.xlogy and torch.special.entr need no such help": (
+                        lambda plateau=plateau, entropy=entropy: bool((plateau - entropy).abs() < 0.06)
                     ),
                 },
             )
@@ -5463,7 +5877,7 @@ def demand_spikes(case, found, losses, right, mistakes=None):
     missed, invented = sorted(right.keys() - found.keys()), sorted(found.keys() - right.keys())
     text = "" if not missed else f"{len(missed)} spike(s) not found, the first has its top at checkpoint {missed[0]}"
     text += " and " if missed and invented else ""
-    text += "" if not invented else f"{len(invented)} top(s) that are none, the first at checkpoint {invented[0]}"
+    text += "" if not invented else f"{len(invented)} that are none, the first at checkpoint {invented[0]}"
     case.true(False, curve + text)
 
 
@@ -5483,27 +5897,60 @@ def spike_misreadings(losses, threshold):
     starts = [t for t in above if t - 1 not in above]
     runs = {start: [t for t in above if t >= start and all(u in above for u in range(start, t))] for start in starts}
     best = {max(run, key=lambda t: rise[t]): run for run in runs.values()}
+
+    def spikes(rises, least=threshold, inclusive=False, later=False):
+        """The top of each unbroken run of `rises` above `least`, by another measure of the rise."""
+        found, top = {}, None
+        for t, value in enumerate(rises):
+            if not (value > least or (inclusive and value == least)):
+                top = None
+            elif top is None or value > found[top] or (later and value == found[top]):
+                found.pop(top, None)
+                top, found[t] = t, value
+        return found
+
+    records = {t: rise[t] for run in runs.values() for t in run if all(rise[u] < rise[t] for u in run if u < t)}
+    again, low, inside = [], math.inf, False  # the lowest loss is forgotten when a spike ends
+    for loss in finite:
+        low = min(low, loss)
+        low = loss if inside and loss - low <= threshold else low
+        inside = loss - low > threshold
+        again.append(loss - low)
+    lasting, top, low = {}, None, math.inf
+    for t, loss in enumerate(finite):
+        top, low = (None, loss) if loss <= low else (top, low)
+        if loss - low > threshold and (top is None or loss - low > lasting[top]):
+            lasting.pop(top, None)
+            top, lasting[t] = t, loss - low
+    ratio = [b / max(min(finite[: t + 1]), 1e-9) - 1 for t, b in enumerate(finite)]
     return {
+        "a rise of just the threshold is counted; a spike rises by more than the threshold": spikes(
+            rise, inclusive=True
+        ),
+        "of several checkpoints that are equally high, the first is the top": spikes(rise, later=True),
+        "a spike ends where the rise is no longer above the threshold; it need not reach a new low": lasting,
+        "the lowest loss so far is forgotten when a spike ends; it goes on to count": spikes(again),
+        "the tops are counted from 0: the first checkpoint is number 0": {t + 1: rise[t] for t in best},
+        "an earlier top of the same spike is kept when a higher one follows": records,
+        "the rise is a difference of two losses, not their ratio": spikes(ratio),
+        "the height of a spike is its whole rise, not only the part above the threshold": {
+            t: rise[t] - threshold for t in best
+        },
         "every checkpoint above the threshold is counted; an unbroken run of them is one spike": {
             t: rise[t] for t in above
         },
         "every local top is counted; as long as the rise stays above the threshold it is the same spike": tops(
             rise, threshold
         ),
-        "the rise is measured from the loss before, not from the lowest loss so far": {
-            t: before[t] for t in steps if before[t] > threshold
-        },
-        "the rise is measured from the first loss, not from the lowest loss so far": {
-            t: value - losses[0] for t, value in tops(finite, losses[0] + threshold).items()
-        },
+        "the rise is measured from the loss before, not from the lowest loss so far": spikes(before),
+        "the rise is measured from the first loss, not from the lowest loss so far": spikes(
+            [loss - losses[0] for loss in finite]
+        ),
         "the rise is measured from the lowest loss of the whole curve; a checkpoint may be compared only with those "
-        "before it": {t: value - min(finite) for t, value in tops(finite, min(finite) + threshold).items()},
+        "before it": spikes([loss - min(finite) for loss in finite]),
         "the loss itself is compared with the threshold, not its rise": tops(finite, threshold),
         "the height of a spike is its rise above the lowest loss so far, not the loss itself": {
             t: finite[t] for t in best
-        },
-        "the height of a spike is its whole rise, not only the part above the threshold": {
-            t: rise[t] - threshold for t in best
         },
         "a spike is named by its top, the checkpoint with the largest rise, not by its first checkpoint": {
             start: max(rise[t] for t in run) for start, run in runs.items()
@@ -5525,24 +5972,28 @@ def spike_misreadings(losses, threshold):
 def spike_heights(answer, case):
     """On curves into which the spikes were put, so that nothing needs to look for them."""
 
-    def demand(losses, right):
+    def demand(losses, right, found=None):
         mistakes = {name: wrong for name, wrong in spike_misreadings(losses, 0.5).items() if wrong != right}
-        demand_spikes(case, answer(list(losses), 0.5), losses, right, mistakes)
+        found = answer(list(losses), 0.5) if found is None else found
+        demand_spikes(case, found, losses, right, mistakes)
 
     with case(
         "one spike: the number of its top and its height", points=1, hint="height: loss minus lowest loss so far"
     ):
         demand([2.0, 1.0, 3.0, 1.0], {2: 2.0})
-        demand([2.0, 1.5, 1.0, 1.75, 2.5, 1.25, 1.0], {4: 1.5})
+        demand([2.0, 1.5, 1.0, 1.75, 2.5, 1.75, 1.0], {4: 1.5})
     with case("an unbroken run is one spike", points=1, hint="a spike ends where the rise is no longer above"):
-        demand([1.0, 2.0, 1.75, 3.0, 1.0], {3: 2.0})
-        demand([1.0, 2.0, 1.0, 3.0, 1.5, 2.0, 1.25], {1: 1.0, 3: 2.0, 5: 1.0})
+        demand([1.0, 2.0, 1.75, 2.5, 3.0, 1.0], {4: 2.0})
+        demand([1.0, 2.0, 1.0, 3.0, 1.375, 2.0, 1.25], {1: 1.0, 3: 2.0, 5: 1.0})
         demand([1.0, 2.0, 2.0, 1.0], {1: 1.0})
     with case("the rise is measured from the lowest loss so far", points=1, hint=UNTIL_NOW):
         demand([4.0, 1.0, 3.0, 1.0, 0.25], {2: 2.0})  # a later loss is lower
         demand([4.0, 3.75, 3.5, 3.25, 2.0], {})
         demand([1.0, 1.25, 1.5, 1.75, 2.0, 1.0], {4: 1.0})  # climbs in small steps
     with case("no spike; a rise of just the threshold; a spike at the end", points=1, hint="more than the threshold"):
+        losses, wide = [2.0, 1.0, 1.75, 1.0], 1.0
+        fixed = answer(list(losses), 0.5) == answer(list(losses), wide) == {2: 0.75}
+        demand_that(case, not fixed, "the threshold in the arguments is not used: 0.5 and 1.0 give the same spikes")
         demand([1.5, 1.0, 1.5, 0.75], {})
         demand([1.0], {})
         demand([1.5, 1.0, 2.0, 3.0], {3: 2.0})
@@ -5553,13 +6004,20 @@ def spike_heights(answer, case):
     with case("a loss that is NaN or infinite is infinitely high", points=1, hint="math.isfinite; NaN < 1 is False"):
         for bad in (math.nan, math.inf):
             losses, right = [2.0, 1.0, bad, 1.5, 1.0, 0.5, bad], {2: math.inf, 6: math.inf}
-            found = answer(losses, 0.5)
-            lost = isinstance(found, dict) and not any(int(top) == 2 for top in found)
-            demand_that(
-                case, not lost, "a loss of NaN or infinity does not count; a training that broke down is no smooth one"
-            )
-            demand_spikes(case, found, losses, right)
-            demand_spikes(case, answer([2.0, bad, bad], 0.5), [2.0, bad, bad], {1: math.inf})
+            found = answer(list(losses), 0.5)
+            if isinstance(found, dict):
+                demand_that(
+                    case,
+                    found,
+                    "a loss of NaN or infinity does not count; a training that broke down is no smooth one",
+                )
+                demand_that(
+                    case,
+                    found.keys() != right.keys() or all(float(height) == math.inf for height in found.values()),
+                    "the rise of a loss that is NaN or infinite is infinite: its height is math.inf",
+                )
+            demand(losses, right, found)
+            demand([2.0, bad, bad], {1: math.inf})
 
 
 # -- training with knobs ----------------------------------------------------------------------------------
@@ -5604,11 +6062,11 @@ def gradient_norm_mistakes(gradients, weights):
     return {
         "the square root is missing: these are squared norms": each(lambda g: g.square().sum()),
         "these are the norms of the weights, not of the gradient": torch.stack([one.norm() for one in weights[:-1]]),
+        "this is the norm of the last tensor's gradient alone": parts[:, -1],
+        "this is the norm of the first tensor's gradient alone": parts[:, 0],
         "the norms of the tensors are added up; all gradients together are one long vector": parts.sum(1),
         "this is the largest norm of a single tensor; all gradients together are one long vector": parts.amax(1),
         "this is the mean norm of the tensors; all gradients together are one long vector": parts.mean(1),
-        "this is the norm of the last tensor's gradient alone": parts[:, -1],
-        "this is the norm of the first tensor's gradient alone": parts[:, 0],
         "this is the largest entry of the gradient, not its length": each(lambda g: g.abs().max()),
         "this is the sum of the entries' sizes, not the root of the sum of squares": each(lambda g: g.abs().sum()),
         "the norm is divided by the number of entries": each(lambda g: g.norm() / g.numel()),
@@ -5745,6 +6203,16 @@ def train_with(answer, case):
         what = "the learning rate of each step, as a share of lr"
         case.close(found, torch.as_tensor(right, dtype=found.dtype), what=what, mistakes=mistakes, tolerance=0.02)
 
+    def every_step(right, mistakes, **knobs):
+        """Four steps between two checkpoints: the rates must follow the steps."""
+
+        def weights(rates):
+            return torch.stack(sequence_steps(*data, 16, rates)[0][::4])
+
+        vectors, _ = sequence_run(case, answer, *data, **knobs)
+        mistakes = {sentence: weights(rates) for sentence, rates in mistakes.items()}
+        case.close(torch.stack(vectors), weights(right), what="the weights", mistakes=mistakes, tolerance=1e-3)
+
     small = 1e-3
     still = sequence_norms(*data)
     ramp, ones = torch.tensor([0.25, 0.5, 0.75, 1, 1, 1, 1, 1]), torch.ones(8)
@@ -5764,6 +6232,14 @@ def train_with(answer, case):
         same_factors(found, ramp, mistakes)
         mistakes = {"warmup counts steps, whatever their number": ones}
         same_factors(factors(warmup=16), torch.arange(1, 9) / 16, mistakes)
+        grown = [min(1, (i + 1) / 12) for i in range(32)]
+        mistakes = {
+            "the warmup counts checkpoints, or batches of 64; it counts steps": [
+                min(1, (i // 4 + 1) / 12) for i in range(32)
+            ],
+            "with batches of 16 the warmup has no effect": None,
+        }
+        every_step(grown, mistakes, warmup=12)
     with case("decay: the steps shrink evenly towards 0", points=1, hint="step i of n has 1 - i / n of lr"):
         fall = 1 - torch.arange(8) / 8
         found = factors(decay=True)
@@ -5777,6 +6253,13 @@ def train_with(answer, case):
             "the learning rate grows": lambda: float(found[-1]) > 1.02,
         }
         same_factors(found, fall, mistakes)
+        mistakes = {
+            "the decay goes from checkpoint to checkpoint; it goes from step to step": [
+                1 - i // 4 / 8 for i in range(32)
+            ],
+            "with batches of 16 the decay has no effect": None,
+        }
+        every_step([1 - i / 32 for i in range(32)], mistakes, decay=True)
         mistakes = {
             "warmup and decay together: the warmup is lost": fall,
             "warmup and decay together: the decay is lost": ramp,
@@ -5836,7 +6319,7 @@ def demand_untouched(case, states, untouched):
     def vector(state):
         return torch.cat([state[name].flatten() for name in untouched]).double()
 
-    still = [k for k in range(1, len(states)) if same(states[k], states[k - 1])]
+    still = [k for k in range(1, len(states)) if all(states[k][n].equal(states[k - 1][n]) for n in untouched)]
     fresh = same(states[0], untouched)
     demand_that(
         case,
@@ -5862,28 +6345,45 @@ def demand_untouched(case, states, untouched):
         "all checkpoints are the untouched model: nothing is trained. Is the learning rate 0, is optimizer.step() "
         "missing, or does the optimizer hold the parameters of another model?",
     )
-    if len(states) > 1 and vector(states[1]).isfinite().all():
-        first = vector(states[1])
+    moved = next((k for k in range(1, len(states)) if k not in still), 0)  # a warmup may begin with the rate 0
+    if moved and vector(states[moved]).isfinite().all():
+        first = vector(states[moved])
         near = [seed for seed, other in others.items() if 2 * (first - other).norm() < (first - start).norm()]
         demand_that(
             case,
             not near,
-            f"checkpoint 0 is the untouched model, but checkpoint 1 comes from another one, made with the seed {near}: "
+            f"checkpoint 0 is the untouched model, but checkpoint {moved} comes from another one, made with the seed "
+            f"{near}: "
             "the model that is trained must be the one of make_model()",
         )
         demand_that(
             case,
             F.cosine_similarity(first, start, dim=0) > 0.3,
-            "checkpoint 1 has next to nothing in common with the untouched model: was another model trained, or were "
-            "the first steps so long that nothing of the initial weights is left?",
+            f"checkpoint {moved} has next to nothing in common with the untouched model: was another model trained, or "
+            "were the first steps so long that nothing of the initial weights is left?",
         )
     moves = max((k for k in range(1, len(states)) if k not in still), default=0)
-    held = [k for k in still if k < moves]  # a training that stops for good hides nothing
+    held = [k for k in still if moved < k < moves]  # a training that stops for good hides nothing
     case.true(
         not held,
         f"{len(held)} checkpoint(s) are the same as the one before although the training goes on later, the first is "
         f"checkpoint {min(held, default=0)}. Each must hold the weights after its own {SEQUENCE_EVERY} strings: bad "
-        "moments are not left out, held back or undone",
+        f"moments are not left out, held back or undone, and a batch has at most {SEQUENCE_EVERY} strings",
+    )
+
+
+def demand_same_start(case, runs):
+    """Demand that the first strings, not something else, move the weights from the untouched model."""
+    moves = []
+    for states in runs:
+        vectors = [torch.cat([value.flatten() for value in state.values()]).double() for state in states[:2]]
+        moves.append(vectors[1] - vectors[0])
+    moves = torch.stack(moves)
+    shared = moves.mean(0).norm()  # strings that are drawn anew move the weights in different directions
+    case.true(
+        not (shared > 0.5 and shared > 0.95 * moves.norm(dim=1).mean()),
+        "between checkpoint 0 and checkpoint 1 the weights change by the same large amount whatever the strings are: "
+        "something else than training changes them. The model that is trained must be the one of make_model()",
     )
 
 
@@ -5925,7 +6425,8 @@ def train_smoothly(answer, case):
     """From the checkpoints alone: every loss is recomputed on strings that the answer has not seen."""
     sound, curve = [], None  # trained once, looked at twice
     with case("the given model and seed, a checkpoint every 64 strings", points=1, hint="start from make_model()"):
-        sequence_checkpoints(case, answer, *sequence_data(case, 8 * SEQUENCE_EVERY))
+        runs = [sequence_checkpoints(case, answer, *sequence_data(case, 8 * SEQUENCE_EVERY)) for _ in range(4)]
+        demand_same_start(case, runs)
         sound.append("model")
     with case(
         "one pass: checkpoint k depends on the first 64·k strings only",
@@ -5949,13 +6450,19 @@ def train_smoothly(answer, case):
             f"{half} are exchanged. Are they shuffled, used more than once, or are checkpoints changed afterwards "
             "(averaged with later ones, chosen among several runs)?",
         )
+        demand_that(
+            case,
+            not all(alike(before[-1][name], after[-1][name], 1e-7) for name in before[-1]),
+            f"the last checkpoint stays the same when all strings after the first {half} are exchanged: these strings "
+            "are not used. Each string is to be used in its turn",
+        )
         sound.append("one pass")
     with case(
         "at least 99 % of fresh strings right at the end", points=2, hint="is it too slow, or does it stop early?"
     ):
         curve = sequence_curve(case, answer, sound)
         demand_learned(case, curve)
-    with case("no spike above 0.4 while it learns", points=3, hint="what bounds the length of a single step?"):
+    with case("no spike while it learns", points=3, hint="what bounds the length of a single step?"):
         if len(sound) == 2:
             case.true(curve is not None, "the training did not come to its end, see the case above")
         demand_calm(case, curve or sequence_curve(case, answer, sound))
@@ -5968,7 +6475,7 @@ def demand_learned(case, curve):
         case,
         curve.accuracy > 0.9 or curve.usual < 0.9,
         "the model has learned other class numbers than those it was given: it must be trained on the strings "
-        "and labels in the arguments, not on strings that the function makes itself",
+        "and labels in the arguments, not on strings or labels that the function makes itself",
     )
     last = curve.losses[-1].item()
     case.true(math.isfinite(last), f"{right}: the loss is no longer a number; the training broke down")
@@ -5990,12 +6497,15 @@ def demand_learned(case, curve):
 
 def demand_calm(case, curve):
     """Demand that no loss rises by more than the threshold above the lowest one before, and that the loss falls."""
-    above = curve.rise > SEQUENCE_SPIKE
+    case.true(
+        curve.accuracy > 0.9 or curve.usual < 0.9, "the training is not that of the given labels, see the case above"
+    )
+    above = curve.rise > SEQUENCE_ALLOWED
     if above.any():
         top = int(curve.rise.argmax())
         starts = above & ~torch.cat([torch.tensor([False]), above[:-1]])
         first = int(above.nonzero()[0])
-        text = f"{int(starts.sum())} spike(s). The highest is at "
+        text = f"{int(starts.sum())} spike(s) above {SEQUENCE_ALLOWED:g}. The highest is at "
         text += f"checkpoint {top}, after "
         text += (
             f"{top * SEQUENCE_EVERY} strings: the loss is {curve.losses[top]:.2f} there, {curve.rise[top]:.2f} above "
@@ -6007,10 +6517,13 @@ def demand_calm(case, curve):
             text += "while the model is learning"
         else:
             text += "when nearly everything is learned"
+        if curve.rise.max() < 2 * SEQUENCE_SPIKE:
+            text += ". Not by much: with other strings it may pass, but the procedure should hold for all. Look at the "
+            text += "margins, in the cell below the check"
         case.true(False, text)
     last = curve.losses[-1].item()
     case.true(
         last < 0.5 * math.log(4),
-        f"no spike, but nothing is learned either: the loss is {last:.2f} at the "
-        "end. A curve that does not fall cannot rise",
+        f"no spike, but too little is learned: the loss is {last:.2f} at the end. A curve that does not fall has "
+        "nowhere to rise from",
     )
