@@ -26,13 +26,10 @@ NOTEBOOKS = [Path(notebook.path) for notebook in COURSE.notebooks()]
 PARALLEL = ("-n", "2", "--dist", "loadscope")
 
 
-def nbval(folder, *options):
-    """Run `pytest --nbval` on a folder; return what it printed and, for each notebook, {cell: failure}."""
-    report = folder.parent / f"{folder.name}-{len(options)}.xml"
-    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    command.append("--ignore-glob=*.py")  # example tests
-    done = subprocess.run(
-        [*command, "-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}", *options, str(folder)],
+def run_pytest(folder, report, *arguments):
+    """Run pytest in a folder, apart from the run that this test belongs to; its results go to `report`."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments],
         cwd=folder,
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True,
@@ -40,6 +37,14 @@ def nbval(folder, *options):
         encoding="utf-8",
         check=False,
     )
+
+
+def nbval(folder, *options):
+    """Run `pytest --nbval` on a folder; return what it printed and, for each notebook, {cell: failure}."""
+    report = folder.parent / f"{folder.name}-{len(options)}.xml"
+    configured = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}")
+    without_examples = "--ignore-glob=*.py"
+    done = run_pytest(folder, report, "--nbval", without_examples, *configured, *options, str(folder))
     assert report.exists(), done.stdout + done.stderr
     found = {path.relative_to(folder): {} for path in folder.rglob("*.ipynb")}
     assert found, f"no notebook in {folder}"
@@ -115,15 +120,7 @@ def run_examples(unit):
     """Run the example tests in the folder of a unit; return what was printed and {test: failure or None}."""
     report = unit / ".report.xml"
     tests = sorted(path.name for path in unit.glob("test_*.py"))
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report.name}", *tests],
-        cwd=unit,
-        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-    )
+    done = run_pytest(unit, report, *tests)
     assert done.returncode in (0, 1), f"the tests cannot be collected:\n{done.stdout}{done.stderr}"
     found = {}
     for case in ElementTree.parse(report).iter("testcase"):

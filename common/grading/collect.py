@@ -156,15 +156,6 @@ def _imports(source: str) -> Iterator[tuple[str, set[str]]]:
             yield ast.unparse(node), {node.module.split(".")[0]}
 
 
-def own_names(source: str) -> list[str]:
-    """The names that a Python file defines at its top level, without those that it imports."""
-    tree = anatomy.python(source)
-    if tree is None:
-        return anatomy.defined_names(source)
-    own = [line for line in tree.body if not isinstance(line, ast.Import | ast.ImportFrom)]
-    return [name for line in own for name in anatomy.bound_names(line)]
-
-
 def _hidden_points(checks: str) -> dict[str, float]:
     """What `@check("slug", ..., hidden=points)` says in a checks.py; the grader itself does not import it."""
     found = {}
@@ -382,7 +373,7 @@ def _answer_files(
     python.sort(key=lambda file: min(_likeness(file.name, one.name) for _, one in wanted))
     for file, content in _read(python, "Python files", LARGEST_PYTHON, remarks):
         source = _text(content)
-        names = set(own_names(source))
+        names = set(anatomy.own_names(source))
         fitting = []
         for base, one in wanted:
             likeness = _likeness(file.name, one.name)

@@ -28,8 +28,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from common.checks import Answer, Check, find
-from common.grading.collect import own_names
 from common.grading.job import FOLDER, Job, Step
+from common.notebooks import anatomy
 from common.runtime import seed_everything
 
 LONGEST_TEXT = 2000  # characters of one message
@@ -130,7 +130,7 @@ class Session:
             self._send({"remark": f"{step.label} cannot be imported: {error}"})
             return error
         self._files[step.label] = defined = vars(module)
-        if missing := [name for name in own_names(stub) if name not in defined]:
+        if missing := [name for name in anatomy.own_names(stub) if name not in defined]:
             given: dict[str, Any] = {}
             exec(compile(stub, step.label, "exec"), given)
             defined |= {name: given[name] for name in missing}

@@ -334,12 +334,24 @@ def file_answers(path: str | Path) -> list[Answer]:
     Raises:
         NotebookError: the file cannot be read.
     """
-    path = Path(path)
+    return answers_in_file(read_text(Path(path)), Path(path).name)
+
+
+def is_backup(name: str) -> bool:
+    """Whether a file is one that `make update` has put beside another, which a course does not look at."""
+    return bool(re.search(r"\.(before|from)-update-", name))
+
+
+def read_text(path: Path) -> str:
+    """Read a text file of a unit.
+
+    Raises:
+        NotebookError: it cannot be read.
+    """
     try:
-        source = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise NotebookError(f"{path}: cannot be read ({error}). Check the name of the file.") from None
-    return answers_in_file(source, path.name)
 
 
 def answers_in_file(source: str, file: str) -> list[Answer]:
@@ -428,6 +440,15 @@ def defined_names(source: str) -> list[str]:
     if tree is None:
         return re.findall(r"^(?:async\s+def|def|class)\s+([A-Za-z_]\w*)", source, re.M)
     return [name for statement in tree.body for name in bound_names(statement)]
+
+
+def own_names(source: str) -> list[str]:
+    """The names that a Python file defines at its top level, without those that it imports."""
+    tree = python(source)
+    if tree is None:
+        return defined_names(source)
+    own = [line for line in tree.body if not isinstance(line, ast.Import | ast.ImportFrom)]
+    return [name for line in own for name in bound_names(line)]
 
 
 def fits(name: str, slug: str) -> bool:

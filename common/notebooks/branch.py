@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -364,7 +363,7 @@ def _files(folder: Path) -> list[str]:
         inside = path.relative_to(folder)
         if any(part.startswith(".") or part in _LEFT_BEHIND for part in inside.parts):
             continue
-        if path.is_file() and not re.search(r"\.(before|from)-update-", path.name):
+        if path.is_file() and not anatomy.is_backup(path.name):
             found.append(inside.as_posix())
     return sorted(found)
 

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.notebooks.anatomy import NotebookError
+from common.notebooks.anatomy import NotebookError, read_text
 
 _ITEM = re.compile(r"- (?P<points>\d+) points?: (?P<text>\S.*(?:\n[ \t]+\S.*)*)", re.M)
 
@@ -44,11 +44,7 @@ def read(path: Path) -> Rubric:
     Raises:
         NotebookError: it cannot be read, or does not have the form above.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotebookError(f"{path}: cannot be read ({error}). Check the name of the file.") from None
-    first, _, rest = text.strip().partition("\n")
+    first, _, rest = read_text(path).strip().partition("\n")
     if first.strip() != f"# {path.stem}":
         raise NotebookError(f"{path}: its first line must be `# {path.stem}`, the TODO that it marks.")
     items = tuple((int(found["points"]), " ".join(found["text"].split())) for found in _ITEM.finditer(rest))

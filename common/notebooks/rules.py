@@ -37,7 +37,7 @@ def files(root: Path, pattern: str) -> list[Path]:
         if Path(folder) == root:
             inner[:] = [name for name in inner if name not in GENERATED]
         found += [Path(folder, name) for name in fnmatch.filter(names, pattern)]
-    return sorted(path for path in found if not re.search(r"\.(before|from)-update-", path.name))
+    return sorted(path for path in found if not anatomy.is_backup(path.name))
 
 
 def student_notebooks(root: Path) -> list[Path]:

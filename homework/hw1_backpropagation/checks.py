@@ -3,6 +3,7 @@
 import itertools
 import math
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -830,17 +831,20 @@ def demand_gradients(case, result, parameters, rows, upstream, positions, *, nam
 REGRESSION = {"f": five_relu, "g": as_it_is, "slopes": FIVE_RELU_SLOPES}
 
 
+def demand_layer(case, answer, names, positions, sizes):
+    """Demand the gradients at `positions` of the network for regression, at one example of each of `sizes`."""
+    for n, h, k in sizes:
+        x, *parameters = draw_network(case, n, h, k)
+        upstream = case.randn(1, k, dtype=F64)
+        result, what = answer(x, *parameters, upstream), f"for {of_sizes(n, h, k)}"
+        demand_gradients(case, result, parameters, x.T, upstream, positions, names=names, what=what, **REGRESSION)
+
+
 @check("output-layer-gradients", points=4, part="theory", autograd=False)
 def output_layer_gradients(answer, case):
     """Against `torch.autograd.grad`."""
     names = ("dl_dW2", "dl_db2")
-
-    def demand(positions, sizes):
-        for n, h, k in sizes:
-            x, *parameters = draw_network(case, n, h, k)
-            upstream = case.randn(1, k, dtype=F64)
-            result, what = answer(x, *parameters, upstream), f"for {of_sizes(n, h, k)}"
-            demand_gradients(case, result, parameters, x.T, upstream, positions, names=names, what=what, **REGRESSION)
+    demand = partial(demand_layer, case, answer, names)
 
     with case("dl/dW2, in the shape of W2", points=2, hint="entry (i, u): which entries of z3 does W2[i, u] touch?"):
         demand([2], SIZES[:2])
@@ -854,13 +858,7 @@ def output_layer_gradients(answer, case):
 def hidden_layer_gradients(answer, case):
     """Against `torch.autograd.grad`."""
     names = ("dl_dW1", "dl_db1")
-
-    def demand(positions, sizes):
-        for n, h, k in sizes:
-            x, *parameters = draw_network(case, n, h, k)
-            upstream = case.randn(1, k, dtype=F64)
-            result, what = answer(x, *parameters, upstream), f"for {of_sizes(n, h, k)}"
-            demand_gradients(case, result, parameters, x.T, upstream, positions, names=names, what=what, **REGRESSION)
+    demand = partial(demand_layer, case, answer, names)
 
     with case("dl/db1, in the shape of b1", points=2, hint="carry the row dl/dy_hat back to z1 first"):
         demand([1], SIZES[:2])
