@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # The smaller torch without CUDA: make lab TORCH=cpu
 TORCH ?=
-# More arguments for lab, test, grade and results: make lab ARGS="--no-browser"; make test ARGS="-k masks"
+# More arguments for lab, test, grade, results, bench and mutants: make lab ARGS="--no-browser"; make test ARGS="-k masks"
 ARGS ?=
 # How many processes test at once.
 JOBS ?= 2
@@ -17,7 +17,7 @@ RUN = "$(VENV)/bin/python" -m
 need = $(if $($(1)),,$(error Say which: make $@ $(1)=$(2)))
 
 .DEFAULT_GOAL = help
-.PHONY: help setup lab test format lint solutions publish grade marks update new stamp results clean
+.PHONY: help setup lab test format lint solutions publish grade marks update new stamp results bench mutants clean
 
 help: ## List the targets; so does `make` alone.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,12 @@ stamp: setup ## Authors: write addresses, badges and tables into notebooks and R
 
 results: setup ## Authors: measure every notebook again, or those in ARGS, and write the tables.
 	@$(RUN) common.notebooks results $(ARGS)
+
+bench: setup ## Authors: measure the grader beside nbgrader and otter-grader, and write the table.
+	@$(RUN) common.grading.benchmark $(ARGS)
+
+mutants: setup ## Authors: what the checks notice: stored answers, and mutants; ARGS="unit ..." for some.
+	@$(RUN) common.grading.mutants $(ARGS)
 
 clean: ## Remove .venv and caches; notebooks, solutions, submissions and grades stay.
 	@rm -rf .venv .venv.lock .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -10,7 +10,7 @@ from torch.autograd import grad
 from torch.func import grad as func_grad
 from torch.func import jvp
 
-from common.checks import CheckFailed, ModuleAnswer, ObjectAnswer, check, find, progress
+from common.checks import CheckFailed, ModuleAnswer, ObjectAnswer, check, find, kind_of, progress
 
 
 def failing(function, answer, seed=0):
@@ -411,3 +411,122 @@ def test_autograd_is_forbidden_to_objects_too():
             case.close(answer().call("forward", x), 2 * x)
 
     assert "automatic differentiation" in one.run(ByBackward).cases[0].message
+
+
+@check("convolution", points=1)
+def convolution(answer, case):
+    with case("w · x", points=1, hint="a hint"):
+        x, w = case.randn(1, 1, 4), case.randn(1, 1, 1)
+        case.close(answer.without("conv1d", "convolution")(x, w), w * x)
+
+
+def by_module(x, w):
+    layer = nn.Conv1d(1, 1, 1, bias=False)
+    layer.weight = nn.Parameter(w)
+    return layer(x)
+
+
+@pytest.mark.parametrize("answer", [nn.functional.conv1d, torch.conv1d, by_module])
+def test_a_forbidden_operation_is_found_out_by_whatever_name_it_is_called(answer):
+    (case,) = convolution.run(answer).cases
+    assert "torch's own operation `conv" in case.message
+    assert case.known
+    assert convolution.run(lambda x, w: x * w).passed
+
+
+def test_what_is_forbidden_holds_for_modules_and_probes_too():
+    def look(answer, case):
+        built = answer.without("addmm")(2)
+        case.close(built.probe(applied, torch.ones(1, 2)), torch.zeros(1, 2))
+
+    assert "`addmm`" in failing(look, lambda n: nn.Linear(n, n))
+
+
+def applied(function, x):
+    return function(x)
+
+
+def left_behind(function, x):
+    model = nn.Identity()
+    result = function(model, x)
+    return {"result": result, "x": x, "hooks": len(model._forward_hooks)}
+
+
+def test_a_probe_hands_in_what_is_no_value_and_brings_values_back():
+    def forgetful(model, x):
+        model.register_forward_hook(lambda *_: None)
+        return model(x.mul_(2)).requires_grad_()
+
+    def look(answer, case):
+        x = case.randn(3)
+        found = answer.probe(left_behind, x)
+        case.close(found["result"], 2 * x)
+        case.true(found["result"].requires_grad and found["result"].is_leaf, "the flag crosses, the graph does not")
+        case.equal(found["hooks"], 1)
+        case.same_inputs([x], [x])
+        case.same_inputs([x], [found["x"]])
+
+    assert "argument number 1 in place" in failing(look, forgetful)
+
+
+def test_a_method_is_an_answer():
+    class Adder:
+        def add(self, x):
+            return x.add_(1)
+
+    def look(answer, case):
+        method = answer().method("add")
+        case.close(method(torch.ones(2)), torch.full((2,), 2.0))
+        case.unchanged(method, torch.ones(2))
+
+    assert "argument number 1 in place" in failing(look, Adder)
+
+
+VALUES = (
+    *(None, True, 2, 0.5, "text", torch.float64, torch.device("cpu"), torch.Size([2, 3]), np.float32(2)),
+    *((1, [2.0, {"a": (3,)}]), {1, 2}, {(0, 1): "edge"}),
+)
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_values_cross_as_they_are(value):
+    back = failing(lambda answer, case: case.true(repr(answer(value)) == repr(value), "another value"), lambda x: x)
+    assert not back
+
+
+def test_what_crosses_is_a_copy():
+    array, tensor, kept = np.arange(3), torch.arange(3), torch.zeros(2)
+
+    def answer(array, tensor):
+        array += 1
+        tensor += 1
+        return [kept]
+
+    def look(answer, case):
+        (result,) = answer(array, tensor)
+        answer(array, tensor)
+        result += 1
+        case.equal(tensor, torch.arange(3))
+        case.true(array.tolist() == [0, 1, 2], "the array has changed")
+        case.true(not kept.any(), "the answer's own tensor has changed")
+
+    assert not failing(look, answer)
+
+
+@pytest.mark.parametrize("stranger", [nn.Identity(), lambda x: x, range(3), np.array([None]), object(), iter([])])
+def test_an_author_who_hands_in_what_is_no_value_is_told_so(stranger):
+    for given in (stranger, [stranger], {"key": (stranger,)}):
+        message = failing(lambda answer, case, given=given: answer(given), lambda x: x)
+        assert message.startswith(f"TypeError: a case hands a {type(stranger).__name__} to an answer")
+        assert "Answer.probe" in message
+
+
+def test_what_is_no_value_comes_back_as_an_opaque_object():
+    def look(answer, case):
+        module, generator = answer()
+        case.true(isinstance(module, ModuleAnswer) and isinstance(generator, ObjectAnswer), "not wrapped")
+        case.equal(kind_of(generator), "generator")
+        case.equal(kind_of(module), "module")
+        case.close(generator, torch.ones(1))
+
+    assert "the result is a generator, expected a tensor" in failing(look, lambda: [nn.Identity(), (x for x in [1])])

@@ -20,7 +20,7 @@ A case meets the answer only by calling it with plain tensors and numbers, and l
 
 from common.checks import notebook
 from common.checks.answer import Answer, ModuleAnswer, ObjectAnswer
-from common.checks.case import Case, alike, always, made_by
+from common.checks.case import Case, alike, always, kind_of, made_by
 from common.checks.core import Check, check, find
 from common.checks.report import CaseResult, CheckFailed, Report, progress
 
@@ -37,6 +37,7 @@ __all__ = [
     "always",
     "check",
     "find",
+    "kind_of",
     "made_by",
     "progress",
 ]

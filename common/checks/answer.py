@@ -1,27 +1,27 @@
 """The only door through which a case reaches an answer.
 
 `Answer` stands for a function or a class, `ModuleAnswer` for a module that it returned, `ObjectAnswer` for any
-other object of a class of the student's. Values go in and values come out: tensors, numbers, strings, and tuples,
-lists and dicts of these. What goes in is a copy, so an answer that changes its inputs spoils nothing that a case
-looks at afterwards.
+other object that is no value. Values go in and values come out: tensors and NumPy's arrays, numbers, booleans,
+strings, None, dtypes, devices and sizes, and tuples, lists, sets and dicts of these. Both ways they are copies, so
+that nothing changes behind a case's back; of a tensor that comes out, the graph is left behind and `requires_grad`
+kept.
 
-A grader that runs answers in another process gives the cases objects with these same methods.
+A grader that runs answers in another process gives the cases objects with these same methods. So that an author
+notices at once what could not cross, anything else that a case hands in is a TypeError here, too; see `Answer.probe`.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.checks import autograd
-
-# Objects of classes from here cross the door as they are.
-_PLAIN = {"builtins", "numpy", "torch"}
+from common.checks import rules
 
 
 class Detached(Exception):
@@ -31,30 +31,55 @@ class Detached(Exception):
 class Answer:
     """A student's function or class."""
 
-    def __init__(self, target: Callable[..., Any], *, autograd: bool = True) -> None:
-        """Stand for `target`; with `autograd=False`, a call that differentiates raises `UsesAutograd`."""
-        self._target, self._autograd = target, autograd
+    def __init__(self, target: Callable[..., Any], **forbidding: Any) -> None:
+        """Stand for `target`, which has to keep to the rules that `common.checks.rules.enforced` takes."""
+        self._target, self.rules = target, forbidding
 
-    def without_autograd(self) -> Answer:
-        """Return the same answer, with automatic differentiation forbidden to it."""
-        return Answer(self._target, autograd=False)
+    def without_autograd(self) -> Self:
+        """Return the same answer; a call of it that differentiates raises `UsesAutograd`."""
+        return self._with(autograd=False)
+
+    def without(self, *operations: str) -> Self:
+        """Return the same answer; a call of it raises `UsesOperation` when it uses one of these operations of torch's.
+
+        Args:
+            operations: their names, or parts of their names, such as `"conv2d"`.
+        """
+        return self._with(forbidden=operations)
+
+    def _with(self, **more: Any) -> Self:
+        other = copy.copy(self)
+        other.rules = self.rules | more
+        return other
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the answer with copies of the arguments.
 
-        A module that comes back is a `ModuleAnswer`, an object of a class of the student's an `ObjectAnswer`; also
-        inside a tuple.
+        A module that comes back is a `ModuleAnswer`, any other object that is no value an `ObjectAnswer`; also inside
+        tuples, lists and dicts.
         """
         return self._wrapped(self._run(*_copy(args), **_copy(kwargs)))
 
+    def probe(self, function: Callable[..., Any], *values: Any, uses: Sequence[Any] = ()) -> Any:
+        """Return what `function(target, *values)` does, where `target` is the student's own object.
+
+        For what a case cannot do from outside: hand a model to the answer, or look at what a call leaves behind. The
+        function runs beside the answer, so it holds nothing that a student may not see: it makes inputs and returns
+        values; to judge them is left to the case. What is forbidden to the answer is forbidden to the function.
+
+        Args:
+            function: from the top level of a checks.py. It may use torch, nn, F, np, math, time, gc, weakref, itertools
+                and contextlib by these names.
+            values: are copied.
+            uses: the functions and classes of the same file that it needs, in the order of their definition.
+        """
+        del uses  # only an answer in another process has to be sent them
+        with rules.enforced(**self.rules):
+            result = function(self._target, *_copy(values))
+        return self._wrapped(result)
+
     def _wrapped(self, result: Any) -> Any:
-        if isinstance(result, nn.Module):
-            return ModuleAnswer(result, autograd=self._autograd)
-        if type(result) is tuple:
-            return tuple(self._wrapped(part) for part in result)
-        if isinstance(result, (Tensor, tuple, list, dict)) or type(result).__module__.split(".")[0] in _PLAIN:
-            return result
-        return ObjectAnswer(result, autograd=self._autograd)
+        return _out(result, self.rules)
 
     def inputs_after(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call the answer and return its positional arguments as the call left them."""
@@ -78,7 +103,7 @@ class Answer:
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            with nullcontext() if self._autograd else autograd.forbidden():
+            with rules.enforced(**self.rules):
                 return self._target(*args, **kwargs)
         except Exception as error:
             if shapes := self._shapes(args, kwargs):
@@ -148,9 +173,9 @@ class ModuleAnswer(Answer):
 class ObjectAnswer:
     """An object, no module, that a student's class built."""
 
-    def __init__(self, target: Any, *, autograd: bool = True) -> None:
-        """Stand for `target`; `autograd` as for an `Answer`."""
-        self._target, self._autograd = target, autograd
+    def __init__(self, target: Any, **forbidding: Any) -> None:
+        """Stand for `target`; the rules are those of an `Answer`."""
+        self._target, self.rules = target, forbidding
 
     @property
     def kind(self) -> str:
@@ -159,11 +184,15 @@ class ObjectAnswer:
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method with copies of the arguments; what comes back is what calling an `Answer` gives."""
-        return Answer(getattr(self._target, method), autograd=self._autograd)(*args, **kwargs)
+        return self.method(method)(*args, **kwargs)
+
+    def method(self, name: str) -> Answer:
+        """Return what stands for a method."""
+        return Answer(getattr(self._target, name), **self.rules)
 
     def read(self, attribute: str) -> Any:
-        """Return a copy of an attribute: a plain value."""
-        return _copy(getattr(self._target, attribute))
+        """Return a copy of an attribute, as calling an `Answer` would return it."""
+        return _out(getattr(self._target, attribute), self.rules)
 
     def fill(self, attribute: str, values: Mapping[str, Tensor]) -> None:
         """Overwrite tensors, in place, in an attribute that is a dict of them.
@@ -184,10 +213,40 @@ def _fill(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 
 def _copy(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, (tuple, list)):
-        return type(value)(_copy(item) for item in value)
+    """Return a copy of what a case hands to an answer."""
+
+    def refuse(other: Any) -> Any:
+        raise TypeError(
+            f"a case hands a {type(other).__name__} to an answer, which takes only values; let the function of an "
+            "`Answer.probe` make it beside the answer"
+        )
+
+    return _values(value, lambda tensor: tensor.detach().clone(), refuse)
+
+
+def _out(value: Any, forbidding: dict[str, Any]) -> Any:
+    """Return a copy of what an answer has returned."""
+
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+    def wrapped(other: Any) -> Any:
+        return (ModuleAnswer if isinstance(other, nn.Module) else ObjectAnswer)(other, **forbidding)
+
+    return _values(value, copied, wrapped)
+
+
+def _values(value: Any, of_tensor: Callable[[Tensor], Tensor], of_other: Callable[[Any], Any]) -> Any:
+    """Return a copy of a value, in which `of_tensor` and `of_other` have replaced each tensor and what is no value."""
+    if value is None or isinstance(value, (bool, int, float, complex, str, torch.Size, torch.dtype, torch.device)):
+        return value
+    if isinstance(value, Tensor) and value.layout == torch.strided:
+        return of_tensor(value)
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufc":
+        return value.copy()
+    for kind in (tuple, list, set, frozenset):
+        if isinstance(value, kind):
+            return kind(_values(item, of_tensor, of_other) for item in value)
     if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return value
+        return {key: _values(item, of_tensor, of_other) for key, item in value.items()}
+    return of_other(value)

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from common.checks.answer import Answer, Detached, ObjectAnswer
-from common.checks.autograd import UsesAutograd
+from common.checks.answer import Answer, Detached, ModuleAnswer, ObjectAnswer
 from common.checks.report import CaseResult
+from common.checks.rules import UsesAutograd, UsesOperation
 
 # How far a right answer may be off, as a share of the largest expected value (at least 1).
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -30,6 +31,12 @@ class Failure(Exception):
 
 class KnownMistake(Failure):
     """A failure whose cause is certain; the case's hint would only lead astray."""
+
+
+class Explained(Exception):
+    """An error that brings with it, as `text`, what a student should read about it."""
+
+    text = ""
 
 
 class AnswerIsStub(Exception):
@@ -76,7 +83,7 @@ class Case:
                 if stub_of(error) == self._slug and not any(result.passed for result in self.results):
                     raise AnswerIsStub from None
                 message = explain(error)
-                known = isinstance(error, KnownMistake | UsesAutograd)
+                known = isinstance(error, KnownMistake | UsesAutograd | UsesOperation)
         if message:
             self.results.append(CaseResult(name, 0, points, False, message, hint, known))
         else:
@@ -86,7 +93,8 @@ class Case:
         seed = zlib.crc32(f"{self._seed}/{self._slug}/{name}".encode())
         self._generator.manual_seed(seed)
         if name:
-            torch.manual_seed(seed)  # inside fork_rng: what the answer draws is repeatable too
+            # Inside fork_rng: what the answer draws is repeatable too. (To seed other devices costs a millisecond.)
+            torch.default_generator.manual_seed(seed)
 
     # -- inputs -------------------------------------------------------------------------------------------
 
@@ -201,13 +209,23 @@ class Case:
 
     def unchanged(self, answer: Answer, *args: Any, **kwargs: Any) -> None:
         """Demand that calling the answer leaves the tensors in `args` as they were."""
-        after = answer.inputs_after(*args, **kwargs)
-        for position, (was, now) in enumerate(zip(args, after, strict=True), start=1):
+        self.same_inputs(args, answer.inputs_after(*args, **kwargs))
+
+    def same_inputs(self, before: Sequence[Any], after: Sequence[Any]) -> None:
+        """Demand that the tensors among the arguments of a call are what they were before it."""
+        for position, (was, now) in enumerate(zip(before, after, strict=True), start=1):
             if isinstance(was, Tensor) and (was.shape != now.shape or not torch.equal(was, now)):
                 raise Failure(
                     f"your code changes its argument number {position} in place (an operation that ends in _, "
                     "or an assignment to part of a tensor); make a new tensor instead"
                 )
+
+
+def kind_of(value: Any) -> str:
+    """Return what a message calls the type of something that an answer has returned."""
+    if isinstance(value, ObjectAnswer):
+        return value.kind
+    return "module" if isinstance(value, ModuleAnswer) else type(value).__name__
 
 
 def made_by(result: Any, mistakes: Mistakes) -> Mistakes:
@@ -231,6 +249,8 @@ def explain(error: BaseException) -> str:
     """Return what a student should read about an exception: what it says, and where in the answer it arose."""
     if isinstance(error, Failure):
         return str(error)
+    if isinstance(error, Explained):
+        return error.text
     if isinstance(error, Detached):
         return (
             "the result is detached from the graph: no gradient flows back to the inputs or parameters. "
@@ -238,6 +258,8 @@ def explain(error: BaseException) -> str:
         )
     if isinstance(error, UsesAutograd):
         return f"your code leaves the work to automatic differentiation ({error}); write the formula out yourself"
+    if isinstance(error, UsesOperation):
+        return f"torch's own operation `{error}` does the work: build it yourself, from indexing, sums and products"
     if slug := stub_of(error):
         where = traceback.extract_tb(error.__traceback__)[-1].name
         return f"{slug} is still to do: the line `raise NotImplementedError(...)` stands in `{where}`"
@@ -246,7 +268,7 @@ def explain(error: BaseException) -> str:
         text += "".join(f" ({note})" for note in getattr(error, "__notes__", [])[-1:])
         if "dtype" in text and "Bool" in text:
             text += " (is a mask of booleans passed where a sequence belongs?)"
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -298,7 +320,7 @@ def _difference(actual: Tensor, expected: Tensor) -> str:
     if not got.isfinite().all() and want.isfinite().all():
         return _not_finite(actual)
     off = (got - want).abs()
-    where = torch.unravel_index(off.argmax(), off.shape)
+    where = np.unravel_index(int(off.argmax()), off.shape)  # torch's own imports sympy, which takes a second
     index = [int(i) for i in where]
     wrong = int((off > 1e-5 * max(1.0, want.abs().max().item())).sum())
     text = (
@@ -332,7 +354,7 @@ def _short(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)[:60]
-    return f"a {value.kind if isinstance(value, ObjectAnswer) else type(value).__name__}"
+    return f"a {kind_of(value)}"
 
 
 def _forgot_return(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -66,7 +66,13 @@ class Check:
 
 
 def check(
-    slug: str, points: float, *, hidden: float = 0, part: str = "", autograd: bool = True
+    slug: str,
+    points: float,
+    *,
+    hidden: float = 0,
+    part: str = "",
+    autograd: bool = True,
+    from_scratch: Sequence[str] = (),
 ) -> Callable[[CheckFunction], Check]:
     """Make a check of a function `(answer, case)`.
 
@@ -77,6 +83,8 @@ def check(
             `points + hidden` are the points of the TODO line.
         part: names the checks of one notebook, in a unit that has several; see `progress`.
         autograd: whether the answer may use automatic differentiation; where it may not, using it is a mistake.
+        from_scratch: names, or parts of names, of library functions that would be the whole answer. No case looks at
+            them: the grader reads them here and shows a person the lines that use them (`common.grading.flags`).
     """
     return lambda function: Check(slug, points, function, hidden=hidden, part=part, autograd=autograd)
 

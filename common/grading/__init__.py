@@ -1,18 +1,13 @@
 """Submissions in, grades out: `python -m common.grading FOLDER`, or `make grade SUBMISSIONS=FOLDER`.
 
 `collect` finds each student's notebooks and answer files and grafts their answers onto the course's own notebook,
-`pool` runs each submission in worker processes, `worker` is what happens inside one, `output` writes the results.
-Answers in prose are marked by a person: `marking` writes the page to read, `marks` takes the marks in.
+`pool` gives each of them a `judge`, which holds the checks and starts a contained (`sandbox`) `worker`, in which the
+student's code runs; the two exchange plain values (`wire`, `remote`). `journal` keeps each row at once, `output`
+and `report` write the results, `flags` and `similar` find what a person should look at. Answers in prose are marked by
+a person: `marking` writes the page to read, `marks` takes the marks in.
 
-The seam between what is trusted and what is not runs through `worker`: `Session` holds the student's code,
-`judge` holds the checks and meets an answer only through the `common.checks.Answer` that the session hands
-out, and results leave a worker only as JSON.
+`proofs` tries the checks themselves, with stored right and wrong answers, and `mutants` with generated ones; `benchmark`
+compares the speed with other graders.
 
-What is contained: an endless loop, a crash, `os._exit`, memory (on Linux), output, file sizes, and
-child processes that stay in the worker's process group.
-
-What is not: session and judge still share one process, so code that is written to cheat can reach the checks
-and the results; the network, the file system and the environment are open to it; a child process that leaves
-the group survives; and code that kills the server of all workers costs other submissions the answer they were
-busy with. Isolation comes later: until then grade strangers' code on a machine that may be lost.
+What is trusted with what is in README.md, beside this file.
 """

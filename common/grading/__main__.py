@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import secrets
 import sys
@@ -17,16 +16,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common import course
-from common.grading import collect, marking, marks, output
-from common.grading.collect import Base, Task
+from common.grading import collect, marking, marks, output, sandbox
+from common.grading.collect import Base
+from common.grading.journal import NAME, Journal
 from common.grading.pool import Row, Settings, grade
 from common.notebooks import branch
 from common.notebooks.anatomy import NotebookError
-
-NOT_CONTAINED = (
-    "Not contained yet: answers run with your rights (files, network) and in one process with their checks, so a "
-    "student who wants to cheat can; isolation comes later. Mistakes, hangs and crashes are contained."
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,70 +37,74 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bases = collect.load_units(options.course, options.unit)
         if not bases:
             return _refuse("the course has no unit with a notebook and a checks.py")
-        tasks = collect.collect(options.folder, bases, options.unit, skip=options.out)
+        students = collect.students(options.folder, bases, skip=options.out)
         options.out.mkdir(parents=True, exist_ok=True)
+        journal = Journal(options.out / NAME, options.seed, fresh=secrets.randbelow(2**31))
     except (NotebookError, FileNotFoundError, ValueError) as error:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(f"{error.filename}: {error.strerror}")
-    if not tasks:
+    if not students:
         return _refuse(f"{options.folder} is empty: it needs a sub-folder or a notebook for each student")
     with tempfile.TemporaryDirectory() as tmp:
         try:
-            return _grade(options, bases, tasks, Path(tmp) / "solutions")
+            return _grade(options, bases, students, journal, Path(tmp) / "solutions")
         except NotebookError as error:  # a file of the results cannot be written
-            return _refuse(f"{error} The rows are in {options.out / 'results.jsonl'}.")
+            return _refuse(f"{error} The rows are in {options.out / NAME}.")
 
 
-def _grade(options: argparse.Namespace, bases: list[Base], tasks: list[Task], tmp: Path) -> int:
-    solved = _solved(options.course, tasks, tmp)
+def _grade(
+    options: argparse.Namespace, bases: list[Base], students: dict[str, list[Path]], journal: Journal, tmp: Path
+) -> int:
+    why = sandbox.missing()
+    if why:
+        print(f"NOT CONTAINED ({why}). What a student's code can do here: {sandbox.dangers()}.", file=sys.stderr)
+    solved = _solved(options.course, bases, tmp)
     hidden = {base.unit: solved / base.unit / "hidden_checks.py" for base in bases} if solved else {}
     hidden = {unit: path for unit, path in hidden.items() if path.is_file()}
-    settings = Settings(options.seed, options.jobs, options.timeout, int(options.memory * 2**30), hidden)
-    print(f"{len(tasks)} submissions, {settings.jobs} at a time, seed {settings.seed}")
-    about = {"seed": settings.seed, "started": datetime.now().astimezone().isoformat(timespec="seconds")}
+    imports = tuple(dict.fromkeys(line for base in bases for line in base.imports))
+    memory, seed = int(options.memory * 2**30), journal.about["seed"]
+    settings = Settings(seed, options.jobs, options.timeout, memory, hidden, imports, contained=not why)
+    print(f"{len(students)} submissions, {settings.jobs} at a time, seed {seed}")
+    about = {"seed": seed, "started": datetime.now().astimezone().isoformat(timespec="seconds")}
     rows: list[Row] = []
-    began = time.monotonic()
-    interrupted = False
+    began, interrupted = time.monotonic(), False
     with (
-        (options.out / "results.jsonl").open("w", encoding="utf-8") as log,
-        contextlib.closing(grade(tasks, settings)) as finished,
+        contextlib.closing(collect.collect(students, bases, options.unit, options.jobs)) as found,
+        contextlib.closing(grade(journal.missing(found, settings, rows), settings)) as graded,
     ):
-        log.write(json.dumps(about) + "\n")
         try:
-            for row in _progress(finished, len(tasks)):
-                rows.append(row)
-                log.write(json.dumps(row.as_dict()) + "\n")  # a grader that is killed loses no finished row
-                log.flush()
+            for row in _progress(graded, len(students), rows):
+                journal.add(row)
         except KeyboardInterrupt:
             interrupted = True
+    journal.close(done=not interrupted)
     seconds = time.monotonic() - began
-    about |= {"seconds": round(seconds, 1), "complete": not interrupted, "submissions": len(tasks)}
+    about |= {"seconds": round(seconds, 1), "complete": not interrupted, "submissions": len(students)}
     problems = marks.update(options.out, rows)
     output.write(options.out, rows, about)
     marking.write(options.out, rows, bases, solved)
     print(output.summary(rows))
     print(f"\n{len(rows)} rows in {seconds:.1f} s, {seconds / max(1, len(rows)):.2f} s each: {options.out}")
-    print(f"To repeat this grading exactly: --seed {settings.seed}")
+    if journal.kept:
+        print(f"{journal.kept} of them were graded before this grading was stopped, and are as they were.")
+    print(f"To repeat this grading exactly: --seed {seed}")
     if interrupted:
-        left = len(tasks) - len(rows)
-        print(f"Interrupted: {left} of {len(tasks)} submissions are not graded and have no row.")
+        print("Interrupted: some submissions are not graded and have no row. Grade again to go on where it stopped.")
     failed = sum(row.failed for row in rows)
     if failed:
         print(f"{failed} rows could not be graded by no fault of their students: see their remarks.")
-    for base in {task.base.unit: task.base for task in tasks if task.base and task.files}.values():
-        if base.hidden and base.unit not in hidden:
+    for base in bases:
+        if base.hidden and base.unit not in hidden and any(row.unit == base.unit and row.files for row in rows):
             print(f"HIDDEN TESTS NOT FOUND: {base.unit} lacks {sum(base.hidden.values()):g} points in every row.")
     if any(answer.prose for row in rows for answer in row.answers):
         print("\n".join([*problems, marks.remaining(options.out, rows)]))
-    print(NOT_CONTAINED)
     return 130 if interrupted else 1 if failed else 0
 
 
-def _solved(root: Path | None, tasks: list[Task], target: Path) -> Path | None:
-    """Write what the branch `solutions` has for graders, if anybody's unit has hidden tests or questions in prose."""
-    units = [task.base for task in tasks if task.base and task.files]
-    if not any(base.hidden or any(part.prose for part in base.parts) for base in units):
+def _solved(root: Path | None, bases: list[Base], target: Path) -> Path | None:
+    """Write what the branch `solutions` has for graders, if a unit has hidden tests or questions in prose."""
+    if not any(base.hidden or any(part.prose for part in base.parts) for base in bases):
         return None
     try:
         return branch.preview(root or course.find_root(), target)
@@ -114,37 +113,42 @@ def _solved(root: Path | None, tasks: list[Task], target: Path) -> Path | None:
         return None
 
 
-def _progress(rows: Iterator[Row], total: int) -> Iterator[Row]:
+def _progress(graded: Iterator[Row], total: int, rows: list[Row]) -> Iterator[Row]:
+    """Add the rows that are graded to `rows`, and yield them; show how many there are, and when all will be."""
     shape = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     with tqdm(total=total, desc="grading", bar_format=shape, smoothing=0) as bar:
-        began = time.time()
-        for done, row in enumerate(rows, 1):
+        began, done = time.time(), 0
+        for row in graded:
+            rows.append(row)
             yield row
-            ready = began + (time.time() - began) * total / done
+            done += 1
+            ready = began + (time.time() - began) * (done + max(0, total - len(rows))) / done
             bar.set_postfix_str(time.strftime("ready at %H:%M:%S", time.localtime(ready)), refresh=False)
-            bar.update()
+            bar.total = max(total, len(rows))
+            bar.update(len(rows) - bar.n)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m common.grading", description="Grade a folder of submissions.", epilog=NOT_CONTAINED
-    )
+    parser = argparse.ArgumentParser(prog="python -m common.grading", description="Grade a folder of submissions.")
     add = parser.add_argument
     add("folder", type=Path, help="for each student a sub-folder, a zip file or loose files, under any names")
     add("--unit", help="such as phase2_transformers/lab1_attention (default: found out from each notebook)")
     add("--out", type=Path, default=Path("grades"), help="folder for the results (grades)")
-    add("--seed", type=int, default=None, help="repeats an earlier grading (default: a fresh one)")
+    add(
+        "--seed",
+        type=int,
+        default=None,
+        help="repeats an earlier grading (default: a fresh one, or that of a grading that was stopped)",
+    )
     add("--jobs", type=int, default=os.cpu_count() or 1, help="submissions at a time (all cores)")
-    add("--timeout", type=float, default=120, help="seconds for a notebook, a quarter for one answer (120)")
-    add("--memory", type=float, default=4, help="GiB that a submission may use, on Linux (4)")
+    add("--timeout", type=float, default=120.0, help="seconds for a notebook, a quarter for one answer (120)")
+    add("--memory", type=float, default=4.0, help="GiB that a submission may use, on Linux (4)")
     add("--course", type=Path, default=None, help="the course (the one this command belongs to)")
     options = parser.parse_args(arguments)
-    if options.seed is None:
-        options.seed = secrets.randbelow(2**31)
     for name in ("jobs", "timeout", "memory"):
         if getattr(options, name) <= 0:
             parser.error(f"--{name} must be positive")
-    if not 0 <= options.seed < 2**32:
+    if options.seed is not None and not 0 <= options.seed < 2**32:
         parser.error("--seed must be at least 0 and below 2**32")
     return options
 

@@ -1,28 +1,34 @@
 """Finds the notebooks and answer files that students handed in, and what in them is to be graded.
 
-Nothing of a submission is run here, and nothing odd in one stops the others: it becomes a remark.
+Nothing of a submission is run here, and nothing odd in one stops the others: it becomes a remark. Each student's
+files are read in a process of their own, so that none of them can hang or fill the grader.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib.util
+import multiprocessing
 import os
 import re
+import signal
 import stat
+import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from graphlib import CycleError, TopologicalSorter
 from io import BytesIO
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from nbformat import NotebookNode
 
 from common import course
+from common.grading import flags, similar
 from common.grading.job import Step
 from common.notebooks import anatomy
 from common.notebooks.anatomy import Answer, NotebookError
@@ -32,7 +38,12 @@ LITTER = {"__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini"}
 MOST_FILES = 50  # notebooks read of one student, and as many Python files
 LARGEST_NOTEBOOK = 50 * 2**20  # bytes
 LARGEST_PYTHON = 2**20
+LONGEST_CODE = 200_000  # characters of one cell
 LONGEST_PROSE = 20_000  # characters of one answer
+LONGEST_REMARK = 500
+MOST_REMARKS = 50
+READING_SECONDS = 10  # of processor time for the files of one student; six times as long by the clock
+READING_MEMORY = 320 * 2**20  # bytes, on Linux
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class Base:
         parts: its notebooks.
         imports: the import statements of its setup cells and of its checks.
         hidden: the points of its hidden tests, by slug.
+        rules: what its checks.py says of each answer, for `common.grading.flags`.
     """
 
     unit: str
@@ -74,6 +86,7 @@ class Base:
     parts: tuple[Part, ...]
     imports: tuple[str, ...]
     hidden: dict[str, float]
+    rules: dict[str, flags.Rule] = field(default_factory=dict)
 
     @cached_property
     def todos(self) -> dict[str, tuple[Answer, ...]]:
@@ -100,6 +113,9 @@ class Task:
         jobs: what to run, for each notebook of the unit that there is anything to run of.
         prose: the Markdown answers by slug, for a person to mark; "" for one that is not answered.
         missing: the course's notebooks and answer files that were not handed in.
+        flags: lines that a person should look at.
+        codes: the student's own lines of each cell and answer file.
+        digest: of everything that the row depends on.
     """
 
     student: str
@@ -110,6 +126,9 @@ class Task:
     jobs: tuple[tuple[Step, ...], ...] = ()
     prose: dict[str, str] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
+    flags: tuple[dict[str, Any], ...] = ()
+    codes: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
 
 
 def load_units(root: Path | None = None, only: str | None = None) -> list[Base]:
@@ -143,7 +162,8 @@ def _base(unit: course.Unit, folder: Path) -> Base:
     local = {file.stem for file in folder.glob("*.py")}
     imports = [one for source in [*sources, checks] for one in _imports(source)]
     shared = tuple(statement for statement, packages in imports if not local & packages)
-    return Base(unit.folder, folder, tuple(parts), shared, _hidden_points(checks))
+    hidden = {slug: said["hidden"] for slug, said in flags.declared(checks).items() if said.get("hidden")}
+    return Base(unit.folder, folder, tuple(parts), shared, hidden, flags.rules(checks))
 
 
 def _imports(source: str) -> Iterator[tuple[str, set[str]]]:
@@ -156,30 +176,13 @@ def _imports(source: str) -> Iterator[tuple[str, set[str]]]:
             yield ast.unparse(node), {node.module.split(".")[0]}
 
 
-def _hidden_points(checks: str) -> dict[str, float]:
-    """What `@check("slug", ..., hidden=points)` says in a checks.py; the grader itself does not import it."""
-    found = {}
-    tree = anatomy.python(checks)
-    for call in ast.walk(tree) if tree else []:
-        if isinstance(call, ast.Call) and call.args:
-            values = {keyword.arg: keyword.value for keyword in call.keywords}
-            if "hidden" in values:
-                with contextlib.suppress(ValueError):
-                    found[ast.literal_eval(call.args[0])] = ast.literal_eval(values["hidden"])
-    return found
-
-
-def collect(folder: Path, bases: Sequence[Base], unit: str | None = None, skip: Path | None = None) -> list[Task]:
-    """Find the submissions in a folder: for each student a sub-folder, a zip file, or loose files.
+def students(folder: Path, bases: Sequence[Base], skip: Path | None = None) -> dict[str, list[Path]]:
+    """Find what each student has handed in: a sub-folder, a zip file, or loose files, by the student's name.
 
     Args:
-        folder: where they lie.
+        folder: where the submissions lie.
         bases: the units that they may belong to.
-        unit: the unit that they all belong to, if that is known.
         skip: a folder that is no submission, such as the one for the results.
-
-    Returns:
-        One task for each student and unit, by name.
 
     Raises:
         OSError: the folder cannot be read.
@@ -189,7 +192,30 @@ def collect(folder: Path, bases: Sequence[Base], unit: str | None = None, skip: 
         if _is_litter(entry.name) or (skip and entry.resolve() == skip.resolve()):
             continue
         entries.setdefault(printable(_student(entry, bases)), []).append(entry)
-    return [task for student, paths in entries.items() for task in _tasks(student, paths, bases, unit)]
+    return entries
+
+
+def collect(
+    entries: Mapping[str, Sequence[Path]], bases: Sequence[Base], unit: str | None = None, jobs: int = 1
+) -> Generator[Task, None, None]:
+    """Read what students have handed in, and yield a task for each student and unit, in their order.
+
+    Args:
+        entries: what `students` has found.
+        bases: the units that it may belong to.
+        unit: the unit that it all belongs to, if that is known.
+        jobs: how many students' files are read at a time.
+    """
+    waiting, reading = deque(entries.items()), deque[_Reader]()
+    try:
+        while waiting or reading:
+            while waiting and len(reading) < jobs:
+                reading.append(_Reader(*waiting.popleft(), bases, unit))
+            yield from reading[0].tasks()
+            reading.popleft().kill()
+    finally:
+        for reader in reading:
+            reader.kill()
 
 
 def _student(entry: Path, bases: Sequence[Base]) -> str:
@@ -218,6 +244,69 @@ def printable(text: str) -> str:
 
 
 # -- one student ---------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """A process that reads the files of one student, within limits."""
+
+    def __init__(self, student: str, entries: Sequence[Path], bases: Sequence[Base], unit: str | None) -> None:
+        self._student, self._bases, self._unit = student, bases, unit
+        self._pipe, theirs = multiprocessing.Pipe(duplex=False)
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(target=_read_student, args=(theirs, student, entries, bases, unit), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def tasks(self) -> list[Task]:
+        """Wait for the student's tasks; when the process is lost, there is one with nothing to run."""
+        units = {base.unit: base for base in self._bases}
+        try:
+            if not self._pipe.poll(6 * READING_SECONDS):
+                raise EOFError
+            return [replace(task, base=units.get(task.unit)) for task in self._pipe.recv()]
+        except (EOFError, OSError):
+            self._process.join(0.1)
+            lost = {-signal.SIGXCPU: "it takes too long", None: "it takes too long"}
+            cause = lost.get(self._process.exitcode, f"exit code {self._process.exitcode}")
+            return _nothing(self._student, self._bases, self._unit, [f"what was handed in cannot be read: {cause}"])
+
+    def kill(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._pipe.close()
+
+
+def _read_student(
+    pipe: Connection, student: str, entries: Sequence[Path], bases: Sequence[Base], unit: str | None
+) -> None:
+    """Send the tasks of one student, without their bases; this process runs nothing but the grader's own code."""
+    import resource
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the grader itself looks after it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (READING_SECONDS, READING_SECONDS + 1))
+    if sys.platform == "linux":  # elsewhere RLIMIT_DATA does not count all private writable memory
+        in_use = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (in_use + READING_MEMORY,) * 2)
+    try:
+        tasks = _tasks(student, entries, bases, unit)
+    except Exception as error:
+        cause = "it needs too much memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
+        tasks = _nothing(student, bases, unit, [f"what was handed in cannot be read: {cause}"])
+    pipe.send([replace(task, base=None, remarks=_shortened(task.remarks)) for task in tasks])
+
+
+def _nothing(student: str, bases: Sequence[Base], unit: str | None, remarks: list[str]) -> list[Task]:
+    """The tasks of a student of whom nothing can be graded."""
+    base = bases[0] if unit and bases else None
+    return [Task(student, unit or "", base, remarks, missing=frozenset(base.todos if base else ()))]
+
+
+def _shortened(remarks: Sequence[str]) -> list[str]:
+    shown = [text if len(text) <= LONGEST_REMARK else text[:LONGEST_REMARK] + " …" for text in remarks[:MOST_REMARKS]]
+    return [*shown, "more remarks were left out"] if len(remarks) > MOST_REMARKS else shown
 
 
 @dataclass
@@ -267,10 +356,7 @@ def _tasks(student: str, entries: Sequence[Path], bases: Sequence[Base], unit: s
     for candidate in candidates:
         units.setdefault(candidate.base.unit, []).append(candidate)
     tasks = [_task(student, same, remarks) for same in units.values()]
-    if not tasks:
-        base = bases[0] if unit and bases else None
-        tasks = [Task(student, unit or "", base, remarks, missing=frozenset(base.todos if base else ()))]
-    return tasks
+    return tasks or _nothing(student, bases, unit, remarks)
 
 
 def _task(student: str, candidates: Sequence[_Candidate], remarks: Sequence[str]) -> Task:
@@ -304,7 +390,24 @@ def _task(student: str, candidates: Sequence[_Candidate], remarks: Sequence[str]
         f"{one.name} as {wanted}" if renamed and Path(one.name).name != wanted else one.name
         for wanted, one in chosen.items()
     )
-    return Task(student, base.unit, base, said, files, tuple(jobs), prose, frozenset(base.todos.keys() - chosen))
+    codes = [list(_codes(base, steps)) for steps in jobs]
+    odd = tuple(flag for part in codes for flag in flags.find(part, base.rules))
+    own = {one.place: similar.own(one.source, one.given) for part in codes for one in part if one.answers}
+    missing = frozenset(base.todos.keys() - chosen)
+    return Task(student, base.unit, base, said, files, tuple(jobs), prose, missing, odd, own)
+
+
+def _codes(base: Base, steps: Sequence[Step]) -> Iterator[flags.Code]:
+    """What a notebook runs, as `flags` reads it."""
+    for step in steps:
+        if step.kind == "setup":
+            yield flags.Code(step.label, step.source, {}, step.source)
+        elif step.kind == "file":
+            todos = base.todos[step.label]
+            given = (base.folder / step.label).read_text(encoding="utf-8")
+            yield flags.Code(step.label, step.source, flags.places(todos), given)
+        elif not step.file:
+            yield flags.Code(step.label, step.source, {("", step.name): step.label}, base.stubs[step.label])
 
 
 def _by_imports(files: Sequence[_Candidate]) -> list[_Candidate]:
@@ -322,6 +425,9 @@ def _by_imports(files: Sequence[_Candidate]) -> list[_Candidate]:
 
 def _notebook(name: str, notebook: NotebookNode, bases: Sequence[Base]) -> _Candidate | None:
     """Find the notebook of the course that a notebook is, and graft its answers; None when it is none."""
+    long = [cell for cell in notebook.cells if cell.cell_type == "code" and len(cell.source) > LONGEST_CODE]
+    for cell in long:
+        cell.source = ""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     slugs = {cell.id for cell in notebook.cells}
     slugs |= {todo.slug for cell in notebook.cells if (todo := anatomy.todo(cell.source))}
@@ -354,7 +460,8 @@ def _notebook(name: str, notebook: NotebookNode, bases: Sequence[Base]) -> _Cand
         elif anatomy.role(cell) == "setup" and cell.cell_type == "code":
             setups += 1
             steps.append(Step("setup", f"setup cell {setups}{place}", cell.source))
-    remarks = [printable(remark) for remark in grafted.remarks]
+    remarks = [f"a code cell of more than {LONGEST_CODE} characters was not read"] * bool(long)
+    remarks += [printable(remark) for remark in grafted.remarks]
     rank = (-sum(grafted.answered.values()), -found)
     return _Candidate(name, base, part.name, rank, steps, remarks, prose)
 
@@ -494,4 +601,5 @@ def _zipped(file: _File, remarks: list[str]) -> Iterator[_File]:
     for archive in archives:
         for info in archive.infolist():
             if not info.is_dir() and not any(_is_litter(part) for part in info.filename.split("/")):
-                yield _File(printable(f"{file.name}/{info.filename}"), partial(archive.open, info))
+                name = f"{file.name}/{info.filename}"[-LONGEST_REMARK:]
+                yield _File(printable(name), partial(archive.open, info))

@@ -1,4 +1,4 @@
-"""What the grader tells a worker to do. Light: the grader itself does not load torch."""
+"""What the grader tells a judge to do. Light: the grader itself does not load torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
-FOLDER = "grading-"  # what the name of a job's folder begins with
+from common.grading.sandbox import Settings
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Step:
         source: of the cell or file; "" for an answer in a file.
         name: what the answer is to define.
         file: the answer file that holds the answer; "" when it is a cell.
-        judged: whether its check is to run; false when that was done by an earlier worker.
+        judged: whether its check is to run; false when that was done by an earlier judge.
     """
 
     kind: Literal["setup", "file", "answer"]
@@ -32,29 +32,29 @@ class Step:
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker does.
+    """What one judge does.
 
     Attributes:
         steps: what to run, in order.
         checks: the checks.py that judges the answers.
         hidden: the hidden_checks.py that judges them further, if there is one.
-        folder: where to run them; it holds the unit's own Python files.
         seed: chooses the inputs of the checks.
-        memory: bytes that the worker may use, beyond what it starts with.
-        seconds: the submission's time limit.
+        step_seconds: for each step, with its check.
+        seconds: for all of them.
+        worker: how the worker is started that the answers run in.
     """
 
     steps: tuple[Step, ...]
     checks: Path
     hidden: Path | None
-    folder: Path
     seed: int
-    memory: int
-    seconds: int
+    step_seconds: float
+    seconds: float
+    worker: Settings
 
 
 def start(job: Job, pipe: Connection) -> None:
-    """Do `job` in this process, which ends with it; see `common.grading.worker.work`."""
-    from common.grading.worker import work
+    """Do `job` in this process, which ends with it; see `common.grading.judge.work`."""
+    from common.grading.judge import work
 
     work(job, pipe)

@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("grades"), help="of `make grade` (grades)")
     folder = parser.parse_args(arguments).folder
     try:
-        about = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        about = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
         rows = [_row(row) for row in about.pop("rows")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"No results to add marks to in {folder}: run `make grade` first ({error})", file=sys.stderr)

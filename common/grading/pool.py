@@ -1,9 +1,9 @@
-"""Runs submissions in worker processes, several at a time, and survives whatever they do.
+"""Runs submissions, several at a time, and survives whatever they do.
 
-Each notebook of a submission, with its answer files, is a run of its own. One loop watches all workers. A worker
-says what it is about to do and each result as soon as it has it; when it hangs or dies, the answer or answer file
-it was busy with is left out and a new worker goes on with the rest. So each run ends after at most as many
-workers as it has answers and files, and within its time.
+Each notebook of a submission, with its answer files, is a run of its own: a judge, and a worker in which the
+student's code runs. One loop watches all judges. A judge says what it is about to do and each result as soon as it
+has it; when its worker hangs or dies, the answer or answer file that it was busy with is left out and a new judge
+goes on with the rest. So each run ends after at most as many judges as it has answers and files, and within its time.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ import contextlib
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import tempfile
 import time
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
+from common.grading import sandbox
 from common.grading.collect import Base, Task
-from common.grading.job import FOLDER, Job, Step, start
+from common.grading.job import Job, Step, start
 
-STARTUP = 300  # seconds for a worker's first message: the server may still be importing torch
-LONGEST_REPORT = 8 * 2**20  # bytes that one worker may send
+STARTUP = 300  # seconds for a judge's first message: the server may still be importing torch
+GRACE = 30  # seconds more than a worker has, for the judge to say so
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS")
 
 State = Literal["graded", "todo", "broken", "stopped", "not run", "missing", "unchecked", "marked"]
 
@@ -62,7 +65,10 @@ class AnswerResult:
 class Row:
     """What one student earned in one unit; `failed` when the course or the grader, not the student, is at fault.
 
-    `files` are the student's files that were graded (see `common.grading.collect.Task`).
+    `files` are the student's files that were graded (see `common.grading.collect.Task`); `flags` are lines that a
+    person should look at (see `common.grading.flags`), which the student is not shown; `digest` is of everything that
+    the row depends on (see `common.grading.journal`); `codes` are the student's own lines of each cell and answer file
+    (see `common.grading.similar`).
     """
 
     student: str
@@ -72,6 +78,9 @@ class Row:
     remarks: list[str]
     seconds: float = 0
     failed: bool = False
+    flags: list[dict[str, Any]] = field(default_factory=list)
+    digest: str = ""
+    codes: dict[str, str] = field(default_factory=dict)
 
     @property
     def points(self) -> float:
@@ -103,6 +112,8 @@ class Settings:
         timeout: seconds for one notebook of a submission; one answer may use a quarter of it.
         memory: bytes that a submission may use (Linux only).
         hidden: the hidden_checks.py of each unit that has one.
+        imports: import statements of the units, to be run once for all.
+        contained: whether namespaces keep the answers from everything else.
     """
 
     seed: int
@@ -110,31 +121,32 @@ class Settings:
     timeout: float = 120
     memory: int = 4 * 2**30
     hidden: Mapping[str, Path] = field(default_factory=dict)
+    imports: Sequence[str] = ()
+    contained: bool = True
 
 
-def grade(tasks: Sequence[Task], settings: Settings) -> Generator[Row, None, None]:
+def grade(tasks: Iterable[Task], settings: Settings) -> Generator[Row, None, None]:
     """Run the submissions and yield their rows in the order in which they are finished.
 
     Closing the iterator, as `break` or an exception does, kills the workers that are still running.
     """
     waiting, running = deque[_Run](), list[_Run]()
-    context = _server(tasks)
+    context = _server(settings.imports)
+    left = iter(tasks)
     try:
-        for task in tasks:
-            row = Row(task.student, task.unit, list(task.files), _empty(task), list(task.remarks))
-            if task.base and task.files and task.base.hidden and task.unit not in settings.hidden:
-                lost = sum(task.base.hidden.values())
-                row.remarks.append(f"the hidden tests were not found: {lost:g} points cannot be earned")
-            waiting.extend(_Run(row, task.base, steps, settings, context) for steps in task.jobs if task.base)
-            if not task.jobs:  # the remarks say why
-                yield row
-        while waiting or running:
+        while True:
+            while len(running) + len(waiting) < settings.jobs and (task := next(left, None)):
+                row = _row(task, settings)
+                waiting.extend(_Run(row, task.base, steps, settings, context) for steps in task.jobs if task.base)
+                if not task.jobs:  # the remarks say why
+                    yield row
             while waiting and len(running) < settings.jobs:
                 running.append(waiting.popleft())
                 running[-1].start()
+            if not running:
+                return
             sources = [source for run in running for source in run.sources()]
-            if sources:
-                wait(sources, max(0.0, min(run.deadline for run in running) - time.monotonic()))
+            wait(sources, max(0.0, min(run.deadline for run in running) - time.monotonic()))
             for run in list(running):
                 if run.advance():
                     running.remove(run)
@@ -145,14 +157,24 @@ def grade(tasks: Sequence[Task], settings: Settings) -> Generator[Row, None, Non
             run.kill()
 
 
-def _server(tasks: Sequence[Task]) -> Any:
-    """Return what starts workers: a server that has everything loaded and forks."""
+def _server(imports: Sequence[str]) -> Any:
+    """Return what starts judges: a server that has everything loaded and forks, and knows no secret of ours."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["common.grading.preload"])
-    imports = dict.fromkeys(line for task in tasks if task.base for line in task.base.imports)
-    os.environ["COURSE_GRADING_IMPORTS"] = "\n".join(imports)
-    os.environ.setdefault("MPLBACKEND", "Agg")
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    kept |= {"COURSE_GRADING_IMPORTS": "\n".join(imports), "MPLBACKEND": "Agg"}
+    with mock.patch.dict(os.environ, kept, clear=True):
+        forkserver.ensure_running()
     return context
+
+
+def _row(task: Task, settings: Settings) -> Row:
+    row = Row(task.student, task.unit, list(task.files), _empty(task), list(task.remarks))
+    row.flags, row.digest, row.codes = list(task.flags), task.digest, dict(task.codes)
+    if task.base and task.files and task.base.hidden and task.unit not in settings.hidden:
+        lost = sum(task.base.hidden.values())
+        row.remarks.append(f"the hidden tests were not found: {lost:g} points cannot be earned")
+    return row
 
 
 def _empty(task: Task) -> list[AnswerResult]:
@@ -169,7 +191,7 @@ def _empty(task: Task) -> list[AnswerResult]:
 
 
 class _Run:
-    """One notebook of a submission on its way: the worker that runs it now, and what is known so far."""
+    """One notebook of a submission on its way: the judge that runs it now, and what is known so far."""
 
     def __init__(self, row: Row, base: Base, steps: Sequence[Step], settings: Settings, context: Any) -> None:
         self.row = row
@@ -179,35 +201,24 @@ class _Run:
         self._began: float | None = None  # set by the first message: loading torch is not the student's time
 
     def sources(self) -> list[Any]:
-        """What to wait for: the worker's messages and its end."""
+        """What to wait for: the judge's messages and its end."""
         return [self._process.sentinel] if self._closed else [self._pipe, self._process.sentinel]
 
     def advance(self) -> bool:
         """Take in what has happened; return whether the row is complete."""
         ended = not self._process.is_alive()  # asked first: what it wrote before its end is read below
-        fault = self._read()
+        self._read()
         if self._done:
             self.kill()
             return self._complete()
-        if fault:
-            return self._leave_out(fault)
-        if ended:
-            return self._leave_out(_cause(self._process.exitcode))
-        if time.monotonic() > self.deadline:
-            self._ask_where()
-            return self._leave_out(f"takes longer than {self._limit:.0f} s (an endless loop?)")
+        if self._lost:
+            return self._leave_out(self._lost)
+        if ended or time.monotonic() > self.deadline:
+            return self._leave_out("ends its judge" if ended else "keeps its judge busy for too long")
         return False
 
-    def _ask_where(self) -> None:
-        """Let a worker that hangs say in which line, and give it a moment to do so."""
-        assert self._process.pid
-        with contextlib.suppress(OSError):
-            os.kill(self._process.pid, signal.SIGUSR1)
-        time.sleep(0.2)
-        self._read()
-
     def kill(self) -> None:
-        """End the worker, with its children, and delete its folder."""
+        """End the judge, with its worker, and delete its folder."""
         assert self._process.pid
         for kill in (lambda: os.killpg(self._process.pid, signal.SIGKILL), self._process.kill):
             with contextlib.suppress(OSError):
@@ -218,67 +229,57 @@ class _Run:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def start(self) -> None:
-        """Start a worker for what is left to do."""
-        base = self._base
-        self._folder = Path(tempfile.mkdtemp(prefix=FOLDER))
-        for file in base.folder.glob("*.py"):
-            shutil.copy(file, self._folder)
+        """Start a judge for what is left to do."""
+        base, settings = self._base, self._settings
+        self._folder = Path(tempfile.mkdtemp(prefix=sandbox.FOLDER)).resolve()
+        left = settings.timeout - (time.monotonic() - self._began if self._began else 0)
         job = Job(
             tuple(self._steps),
             base.folder / "checks.py",
-            self._settings.hidden.get(base.unit),
-            self._folder,
-            self._settings.seed,
-            self._settings.memory,
-            int(self._settings.timeout),
+            settings.hidden.get(base.unit),
+            settings.seed,
+            settings.timeout / 4,
+            left,
+            sandbox.Settings(self._folder, base.folder, settings.memory, int(settings.timeout), settings.contained),
         )
         self._pipe, theirs = self._context.Pipe(duplex=False)
         os.set_blocking(self._pipe.fileno(), False)
         self._process = self._context.Process(target=start, args=(job, theirs))
         self._process.start()
         theirs.close()
-        self._buffer, self._received, self._where = b"", 0, ""
+        self._buffer, self._lost = b"", ""
         self._closed = self._done = False
-        self._step, self._limit = "", float(STARTUP)
+        self._step = ""
         self.deadline = time.monotonic() + STARTUP
 
-    def _read(self) -> str:
-        """Take in all messages that are there; return what is wrong with them, or ''."""
+    def _read(self) -> None:
+        """Take in all messages that are there."""
         while not self._closed:
             try:
                 data = os.read(self._pipe.fileno(), 65536)
             except BlockingIOError:
                 break
             self._closed = not data
-            self._received += len(data)
-            if self._received > LONGEST_REPORT:
-                return "floods the grader with data"
             *lines, self._buffer = (self._buffer + data).split(b"\n")
             for line in lines:
-                if not line.startswith(b"{"):
-                    self._where = self._where or _place(line.decode(errors="replace"))
-                    continue
-                try:
-                    self._take(json.loads(line))
-                except (ValueError, TypeError, KeyError, AttributeError):
-                    return "disturbs the messages of its worker"
-        return ""
+                self._take(json.loads(line))
 
     def _take(self, message: dict[str, Any]) -> None:
         if "start" in message:
             now = time.monotonic()
             self._began = self._began or now
             self._step = message["start"]
-            self._limit = max(0.1, min(self._settings.timeout / 4, self._began + self._settings.timeout - now))
-            self.deadline = now + self._limit
+            self.deadline = now + self._settings.timeout / 4 + GRACE
         elif "answer" in message:
             result = self._results[message["answer"]]
-            result.state, result.message = message["state"], str(message["message"])
-            result.cases = list(message.get("cases", []))
+            result.state, result.message = message["state"], message["message"]
+            result.cases = message.get("cases", [])
             result.points = min(result.out_of, sum(max(0, case["points"]) for case in result.cases))
             self._replace(result.slug, judged=False)
         elif "remark" in message:
-            self._remark(str(message["remark"]))
+            self._remark(message["remark"])
+        elif "lost" in message:
+            self._lost = message["lost"]
         elif "failure" in message:
             self._remark(f"not graded, by no fault of the student: {message['failure']}")
             self._done = self.row.failed = True
@@ -288,7 +289,6 @@ class _Run:
     def _leave_out(self, cause: str) -> bool:
         """The worker is lost: put the stub in the place of the answer that it was busy with, and go on."""
         self.kill()
-        cause += self._where
         lost = [step for step in self._steps if step.kind == "answer" and self._step in (step.label, step.file)]
         if not lost or not self._step:
             self.row.failed = self.row.failed or not self._step
@@ -319,19 +319,3 @@ class _Run:
     def _remark(self, text: str) -> None:
         if text not in self.row.remarks and len(self.row.remarks) < 50:
             self.row.remarks.append(text)
-
-
-def _place(line: str) -> str:
-    """What a line of faulthandler's says about a student's code, as the end of a sentence; '' when nothing."""
-    found = re.fullmatch(rf'  File "(?:<ipython-input.*|.*/{FOLDER}[^/]*/([^/]*))", line (\d+) in (.*)', line)
-    if not found:
-        return ""
-    file, number, function = found.groups()
-    return f", line {number} of {file or ('the cell' if function == '<module>' else function)}"
-
-
-def _cause(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        with contextlib.suppress(ValueError):
-            return f"ends Python ({signal.Signals(-exitcode).name})"
-    return f"ends Python (exit code {exitcode})"

@@ -1,4 +1,4 @@
-"""Loaded once by the server that every worker is forked from, so that no submission waits for imports.
+"""Loaded once by the server that every judge is forked from, so that no submission waits for imports.
 
 `COURSE_GRADING_IMPORTS` holds the import statements of the units that are graded, one a line.
 """
@@ -7,7 +7,10 @@ import contextlib
 import gc
 import os
 
-import common.grading.worker  # noqa: F401  (torch, IPython and common.checks with it)
+import torch._dynamo  # a second that torch would else take at the first module or optimiser of each submission
+
+import common.grading.judge
+import common.grading.worker  # noqa: F401  (IPython and common.checks with it)
 
 for _statement in os.environ.get("COURSE_GRADING_IMPORTS", "").splitlines():
     with contextlib.suppress(Exception):  # what does not load here fails in the cell that needs it

@@ -12,8 +12,12 @@ What the check says about a wrong answer must contain one of the words after `sa
 hidden test only the name and the hint count, which is all that a student reads of it.
 
 An answer in a cell is proven with the notebook's setup cells and the reference answers of the TODOs before it. An
-answer in a file is proven with the whole reference file, which is run before it, so that it may say
+answer in a file is proven with the whole reference file, below which it is put, so that it may say
 `class MLP(MLP):` and replace one method.
+
+Answers run in a worker of the grader's and are judged as students' are (only not contained: the authors' code is
+trusted). Setup cells and reference answers run once in a notebook: at each TODO the process is forked, and its copy
+proves that TODO in a worker, while the notebook goes on to the next; as many TODOs at a time as there are cores.
 
 `python -m common.grading.proofs [unit ...]` proves the units and prints a table.
 """
@@ -22,17 +26,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
-import io
-import linecache
+import multiprocessing
 import os
 import re
-import signal
+import shutil
+import socket
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +45,38 @@ import torch
 
 from common import course
 from common.checks import Check, find
+from common.grading import worker
+from common.grading.job import Step
+from common.grading.judge import judge, load, silence
+from common.grading.remote import Worker, WorkerLost
+from common.grading.sandbox import FOLDER, Settings
 from common.notebooks import anatomy, branch
 from common.notebooks.anatomy import Answer, NotebookError
 
 MINIMUM = {"right": 1, "wrong": 5}  # stored answers of each TODO, besides the reference
 SEEDS = (0, 1)  # a grader draws fresh inputs, so a proof must not hang on one draw
-SECONDS = 10.0  # of processor time, for one answer with one seed; six times as much by the clock
+SECONDS = 30.0  # by the clock, to run an answer's code, and for its check with one seed
 
 _HEADER = re.compile(r"# %% *(?P<kind>\w+): *(?P<title>.*?) *(?:\[says: *(?P<says>.*?) *\])? *")
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """One stored answer: its kind (`right` or `wrong`), title, expected words and source."""
+    """An answer to prove.
+
+    Attributes:
+        kind: `right` or `wrong`, or `mutant` (see `common.grading.mutants`).
+        title: what it is called.
+        says: the words of which the message must contain one.
+        source: its code.
+        whole: whether, of an answer in a file, it is the file and not what is put below the reference.
+    """
 
     kind: str
     title: str
     says: tuple[str, ...]
     source: str
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,7 @@ class Outcome:
     """What a check did with one answer.
 
     Attributes:
-        kind: `right` or `wrong`.
+        kind: that of the snippet.
         title: what the answer is called.
         accepted: whether it got all points, with every seed.
         caught: whether it lost points, with every seed.
@@ -81,8 +100,7 @@ class Outcome:
     problem: str = ""
 
 
-class _TimeUp(BaseException):
-    """Not an Exception, so that no case takes it for the answer's own."""
+More = Callable[[Answer, str], Sequence[Snippet]]  # of a TODO and, of one in a file, the reference file
 
 
 def parse(path: Path) -> list[Snippet]:
@@ -105,7 +123,9 @@ def parse(path: Path) -> list[Snippet]:
     return snippets
 
 
-def prove(notebook: Path, answer_files: Sequence[str] | None = None) -> dict[str, list[Outcome]]:
+def prove(
+    notebook: Path, answer_files: Sequence[str] | None = None, more: More | None = None
+) -> dict[str, list[Outcome]]:
     """Prove the checks of one notebook.
 
     Args:
@@ -113,50 +133,74 @@ def prove(notebook: Path, answer_files: Sequence[str] | None = None) -> dict[str
             `hidden_checks.py` beside it.
         answer_files: the names of its answer files. Without it, those that the course gives to its notebook whose
             path `notebook` ends with.
+        more: returns further answers to each TODO.
 
     Returns:
         For each TODO that is answered with code, first those of the notebook, then those of its answer files, what
-        happened to its reference and to each of its stored answers.
+        happened to its reference and to each of its stored answers, and to the further ones.
 
     Raises:
-        NotebookError: the notebook cannot be proven at all: a setup cell, a reference answer or an answer file does
-            not run, or its checks do not belong together.
+        NotebookError: the notebook cannot be proven at all: a setup cell or a reference answer does not run, or its
+            checks do not belong together.
     """
-    notebook = Path(notebook).resolve()
+    (outcomes,) = prove_all([notebook], answer_files, more)
+    return outcomes
+
+
+def prove_all(
+    notebooks: Sequence[Path], answer_files: Sequence[str] | None = None, more: More | None = None
+) -> Iterator[dict[str, list[Outcome]]]:
+    """Prove several notebooks at once; see `prove`."""
+    if not hasattr(os, "fork"):
+        raise NotebookError("proofs need Linux or macOS; on Windows use WSL")
+    cores = multiprocessing.get_context("fork").Semaphore(os.cpu_count() or 1)
+    paths = [Path(notebook).resolve() for notebook in notebooks]
+    waiting = [_fork(partial(_prove, path, _files_of(path, answer_files), more, cores)) for path in paths]
+    for result in waiting:
+        yield result()
+
+
+def _prove(notebook: Path, names: Sequence[str], more: More | None, cores: Any) -> dict[str, list[Outcome]]:
+    """Prove a notebook, in a process of its own."""
+    silence()
+    folder = notebook.parent
+    for file in folder.glob("*.py"):
+        sys.modules.pop(file.stem, None)  # another unit's
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))  # hidden tests may import from checks.py
+    sys.dont_write_bytecode = True
     nb = anatomy.read(notebook)
     cells = {answer.index: answer for answer in anatomy.answers(nb) if answer.kind == "code"}
-    files = {name: anatomy.file_answers(notebook.parent / name) for name in _files_of(notebook, answer_files)}
-    todos = [*cells.values(), *(answer for found in files.values() for answer in found)]
-    outcomes: dict[str, list[Outcome]] = {}
+    texts = {name: anatomy.read_text(folder / name) for name in names}
+    files = [answer for name, text in texts.items() for answer in anatomy.answers_in_file(text, name)]
+    todos = [*cells.values(), *files]
     if not todos:
-        return outcomes
-    with _inside(notebook.parent):
-        checks = find(importlib.import_module("checks"))
-        hidden = find(importlib.import_module("hidden_checks")) if Path("hidden_checks.py").is_file() else {}
-        _refuse_strangers([checks[todo.slug] for todo in todos if todo.slug in checks], checks, notebook)
-        namespace: dict[str, Any] = {"__name__": "__main__"}
+        return {}
+    checks = find(load(folder / "checks.py"))
+    hidden = find(load(folder / "hidden_checks.py")) if (folder / "hidden_checks.py").is_file() else {}
+    _refuse_strangers([checks[todo.slug] for todo in todos if todo.slug in checks], checks, notebook)
+    with tempfile.TemporaryDirectory(prefix=FOLDER) as home:
+        for file in folder.glob("*.py"):
+            shutil.copy(file, home)
+        os.chdir(home)
+        given = {name: sys.modules[name] for name in ("checks",) if name in sys.modules}
+        session = _Session()
+        sys.modules.update(given)  # hidden tests may have imported it, and their probes are looked up in it
 
-        def run(source: str, what: str, name: str, namespace: dict[str, Any]) -> None:
-            try:
-                _execute(source, name, namespace)
-            except (Exception, _TimeUp) as error:
-                raise NotebookError(f"{notebook}: {what} does not run: {_say(error)}. Mend it first") from error
+        def proof(answer: Answer) -> Callable[[], list[Outcome]]:
+            todo = _Todo(answer, notebook, checks.get(answer.slug), hidden.get(answer.slug), texts.get(answer.file, ""))
+            return _fork(partial(todo.prove, None if answer.file else session, more, cores))
 
-        def proof(answer: Answer, before: str = "") -> list[Outcome]:
-            judges = _Judges(checks.get(answer.slug), hidden.get(answer.slug))
-            return _prove_todo(answer, judges, {} if answer.file else namespace, notebook, before)
-
+        waiting = {answer.slug: proof(answer) for answer in files}
         for index, cell in enumerate(nb.cells):
             answer = cells.get(index)
             if answer:
-                outcomes[answer.slug] = proof(answer)
+                waiting[answer.slug] = proof(answer)
             if answer or (anatomy.role(cell) == "setup" and cell.cell_type == "code"):
-                run(cell.source, f"the cell {cell.id}", f"<{notebook.name}: {cell.id}>", namespace)
-        for name, answers in files.items():
-            source = Path(name).read_text(encoding="utf-8")
-            run(source, name, f"<{name}>", {"__name__": name.removesuffix(".py")})
-            outcomes |= {answer.slug: proof(answer, source) for answer in answers}
-    return outcomes
+                error, _ = session.run(cell.source, "", "")
+                if error:
+                    raise NotebookError(f"{notebook}: the cell {cell.id} does not run: {error}. Mend it first")
+        return {todo.slug: waiting[todo.slug]() for todo in todos}
 
 
 def _files_of(notebook: Path, answer_files: Sequence[str] | None) -> Sequence[str]:
@@ -187,194 +231,235 @@ def shortages(outcomes: list[Outcome], minimum: dict[str, int] | None = None) ->
 
 
 @dataclass(frozen=True)
-class _Judges:
-    """The visible and the hidden check of one answer."""
+class _Todo:
+    """A TODO, its checks, and, when it lies in an answer file, the text of that with all reference answers."""
 
-    visible: Check | None
+    answer: Answer
+    notebook: Path
+    check: Check | None
     hidden: Check | None
+    reference: str
 
-    def problem(self, answer: Answer) -> str:
+    def prove(self, session: _Session | None, more: More | None, cores: Any) -> list[Outcome]:
+        """Prove its reference and stored answers, and those that `more` gives, in a fork of `session`."""
+        with cores:
+            snippets = [Snippet("right", "the reference", (), "" if self.reference else self.answer.source)]
+            file = self.notebook.parent / "answers" / f"{self.answer.slug}.py"
+            snippets += parse(file) if file.is_file() else []
+            snippets += more(self.answer, self.reference) if more else []
+            if problem := self._problem():
+                return [Outcome(one.kind, one.title, problem=problem) for one in snippets]
+            outcomes: list[Outcome] = []
+            began, limit = time.monotonic(), SECONDS
+            while len(outcomes) < len(snippets):  # once, and again for each answer that hangs or dies
+                with self._worker(session) as process:
+                    for snippet in snippets[len(outcomes) :]:
+                        limit_of_this = limit if snippet.kind == "mutant" else SECONDS
+                        outcomes.append(self._prove_one(snippet, process, limit_of_this))
+                        if len(outcomes) == 1:  # mutants hang more often than authors write endless loops
+                            limit = min(SECONDS, 3 + 10 * (time.monotonic() - began))
+                        if process.lost:
+                            break
+            return outcomes
+
+    def _problem(self) -> str:
         """Return why the answer cannot be scored, or ''."""
-        if self.visible is None:
-            return f"checks.py has no check {answer.slug!r}"
+        if self.check is None:
+            return f"checks.py has no check {self.answer.slug!r}"
         hidden = self.hidden.points if self.hidden else 0
-        if hidden != self.visible.hidden:
-            return f"cannot be scored: hidden_checks.py gives {hidden:g} points, checks.py says {self.visible.hidden:g}"
-        if self.visible.points + hidden != answer.points:
-            given = f"{self.visible.points:g}{f' + {hidden:g}' if hidden else ''} points"
-            return f"cannot be scored: its check gives {given}, its TODO line says {answer.points}"
+        if hidden != self.check.hidden:
+            return f"cannot be scored: hidden_checks.py gives {hidden:g} points, checks.py says {self.check.hidden:g}"
+        if self.check.points + hidden != self.answer.points:
+            given = f"{self.check.points:g}{f' + {hidden:g}' if hidden else ''} points"
+            return f"cannot be scored: its check gives {given}, its TODO line says {self.answer.points}"
         return ""
 
-    def failures(self, answer: object, seed: int) -> str:
-        """Return what a student reads about the cases that fail, or ''."""
-        reports = [check.run(answer, seed) for check in (self.visible, self.hidden) if check]
-        failed = [(report, case) for report in reports for case in report.cases if not case.passed]
-        said = [f"{case.name}\n{case.hint}" if report is not reports[0] else case.message for report, case in failed]
-        return "\n".join(said) or ("" if all(report.passed for report in reports) else "still to do")
+    def _prove_one(self, snippet: Snippet, process: Worker, limit: float) -> Outcome:
+        problem, messages = self._messages(snippet, process, limit)
+        if snippet.kind == "mutant":
+            caught = bool(problem) or all(messages)
+            return Outcome(snippet.kind, snippet.title, not caught and not any(messages), caught)
+        if problem:
+            return Outcome(snippet.kind, snippet.title, problem=problem)
+        caught, accepted = all(messages), not any(messages)
+        named = caught and all(any(word.lower() in message.lower() for word in snippet.says) for message in messages)
+        if snippet.kind == "right" and not accepted:
+            problem = f"is refused: {next(filter(None, messages))}"
+        elif snippet.kind == "wrong" and not caught:
+            problem = "is accepted" if accepted else f"is accepted with some inputs (seeds {SEEDS})"
+        elif snippet.kind == "wrong" and not named:
+            problem = f"is caught, but no message says {' or '.join(snippet.says)!r}: {messages[0]}"
+        return Outcome(snippet.kind, snippet.title, accepted, caught, named, problem)
 
+    @contextlib.contextmanager
+    def _worker(self, session: _Session | None) -> Iterator[Worker]:
+        """Start a worker: a copy of the session, or, for answers in a file, one with nothing in it."""
+        with contextlib.ExitStack() as stack:
+            folder = Path.cwd() if session else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=FOLDER)))
+            unit = None if session else self.notebook.parent
+            settings = Settings(folder, unit, seconds=3600, contained=False)
+            process = Worker(settings, partial(_serve, session, dict(os.environ)))
+            stack.callback(process.close)
+            yield process
 
-def _prove_todo(
-    answer: Answer, judges: _Judges, namespace: dict[str, Any], notebook: Path, before: str
-) -> list[Outcome]:
-    snippets = [Snippet("right", "the reference", (), "" if answer.file else answer.source)]
-    file = notebook.parent / "answers" / f"{answer.slug}.py"
-    if file.is_file():
-        snippets += parse(file)
-    if problem := judges.problem(answer):
-        return [Outcome(one.kind, one.title, problem=problem) for one in snippets]
-    return [_prove_one(snippet, answer, judges, namespace, before) for snippet in snippets]
-
-
-def _prove_one(snippet: Snippet, answer: Answer, judges: _Judges, namespace: dict[str, Any], before: str) -> Outcome:
-    """Prove one answer; `before` is the file that it is a change of."""
-
-    def outcome(problem: str, **found: bool) -> Outcome:
-        return Outcome(snippet.kind, snippet.title, problem=problem, **found)
-
-    messages = []
-    for seed in SEEDS:
-        scope = {name: value for name, value in namespace.items() if name != answer.name}
-        torch.manual_seed(seed)
-        torch.set_grad_enabled(True)  # the answer before may have been stopped inside no_grad
+    def _messages(self, snippet: Snippet, process: Worker, limit: float) -> tuple[str, list[str]]:
+        """Run an answer; return why it cannot be judged, or '', and what a student reads with each seed."""
+        answer, name = self.answer, self.answer.name or ""
+        process.limit = limit
         try:
-            if before:
-                scope["__name__"] = answer.file.removesuffix(".py")
-                _execute(before, f"<{answer.file}>", scope)
-            _execute(snippet.source, f"<{answer.slug}: {snippet.title}>", scope)
-        except (Exception, _TimeUp) as error:
-            return outcome(f"its code does not run: {_say(error)}")
-        missing = before and snippet.source and not re.search(rf"\b{answer.name}\b", snippet.source)
-        if answer.name not in scope or missing:
-            return outcome(f"it does not define {answer.name}")
-        try:
-            with _time_limit():
-                messages.append(judges.failures(scope[answer.name], seed))
-        except (Exception, _TimeUp) as error:
-            messages.append(_say(error))
-            if isinstance(error, _TimeUp):
+            if answer.file:
+                source = snippet.source if snippet.whole else f"{self.reference}\n\n{snippet.source}"
+                error, _ = process.text("reload", answer.file, source)
+            else:
+                error, _ = process.text("run", snippet.source, name, "")
+            elsewhere = answer.file and snippet.source and not re.search(rf"\b{name}\b", snippet.source)
+            missing = elsewhere or process.answer(name, answer.file) is None
+        except WorkerLost as lost:
+            error = str(lost)
+        if error or missing:
+            return f"its code does not run: {error}" if error else f"it does not define {name}", []
+        messages = []
+        for seed in SEEDS:
+            process.limit = limit
+            torch.default_generator.manual_seed(seed)
+            step = Step("answer", answer.slug, snippet.source, name, answer.file)
+            messages.append(_read(judge(process, step, "", self.check, self.hidden, seed)))
+            if process.lost:
                 break
-    caught, accepted = all(messages), not any(messages)
-    named = caught and all(any(word.lower() in message.lower() for word in snippet.says) for message in messages)
-    problem = ""
-    if snippet.kind == "right" and not accepted:
-        problem = f"is refused: {next(filter(None, messages))}"
-    elif snippet.kind == "wrong" and not caught:
-        problem = "is accepted" if accepted else f"is accepted with some inputs (seeds {SEEDS})"
-    elif snippet.kind == "wrong" and not named:
-        problem = f"is caught, but no message says {' or '.join(snippet.says)!r}: {messages[0]}"
-    return outcome(problem, accepted=accepted, caught=caught, named=named)
+        return "", messages
 
 
-def _execute(source: str, name: str, namespace: dict[str, Any]) -> None:
-    """Run a cell in `namespace`; magics are left out."""
-    tree = anatomy.python(source)
-    code = compile(tree if tree is not None else source, name, "exec", dont_inherit=True)
-    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks
-    with _time_limit():
-        exec(code, namespace)
+class _Session(worker.Session):
+    """A session that takes several answers one after another."""
+
+    def reload(self, name: str, source: str) -> tuple[str, list[str]]:
+        """Put another answer file in the place of the last one; returns what `load` does."""
+        if name in self._stubs:
+            (self._folder / name).write_text(self._stubs[name], encoding="utf-8")
+            self._broken.clear()
+            self._files.clear()
+        sys.modules.pop(name.removesuffix(".py"), None)
+        self.write({name: source})
+        return self.load(name)
 
 
-def _say(error: BaseException) -> str:
-    return str(error) if isinstance(error, _TimeUp) else f"{type(error).__name__}: {error}"
+def _serve(session: _Session | None, environment: dict[str, str], sock: socket.socket, words: int) -> None:
+    os.environ.update(environment | os.environ)
+    worker.serve(sock, words, session or _Session())
 
 
-@contextlib.contextmanager
-def _time_limit() -> Iterator[None]:
-    """End a block that runs too long; only where Python has timers, and in its main thread."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise _TimeUp(f"did not end within {SECONDS:g} seconds")
-
-    # Processor time does not depend on what else the machine does; the clock ends an answer that only waits.
-    timers = {signal.SIGPROF: (signal.ITIMER_PROF, SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, 6 * SECONDS)}
-    before = {name: signal.signal(name, stop) for name in timers}
-    for timer, seconds in timers.values():
-        signal.setitimer(timer, seconds, 1.0)  # again each second: an answer may catch the first
-    try:
-        yield
-    finally:
-        for timer, _ in timers.values():
-            signal.setitimer(timer, 0)
-        for name, handler in before.items():
-            signal.signal(name, handler)
+def _read(found: dict[str, Any]) -> str:
+    """Return what a student reads about what was wrong, or ''."""
+    if found["state"] == "todo":
+        return "still to do"
+    failed = [case for case in found["cases"] if not case["passed"]] if "cases" in found else []
+    said = [f"{case['name']}\n{case['hint']}" if case["hidden"] else case["message"] for case in failed]
+    return "\n".join(filter(None, [*said, found["message"]]))
 
 
-@contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    """Be in the unit's folder as its kernel would be: quiet, with one thread, and with its own `checks`."""
-    where, path, threads, bytecode = (
-        Path.cwd(),
-        list(sys.path),
-        torch.get_num_threads(),
-        sys.dont_write_bytecode,
-    )
-    hidden = {
-        name: sys.modules.pop(name) for name in [file.stem for file in folder.glob("*.py")] if name in sys.modules
-    }
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    os.chdir(folder)
-    sys.path.insert(0, str(folder))
-    sys.dont_write_bytecode = True
-    importlib.invalidate_caches()
-    torch.set_num_threads(1)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        for name, module in list(sys.modules.items()):
-            if str(getattr(module, "__file__", None) or "").startswith(f"{folder}{os.sep}"):
-                del sys.modules[name]
-        sys.modules.update(hidden)
-        os.chdir(where)
-        sys.path[:] = path
-        sys.dont_write_bytecode = bytecode
-        torch.set_num_threads(threads)
+def _fork(work: Callable[[], Any]) -> Callable[[], Any]:
+    """Start `work` in a copy of this process; return what waits for its result."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            theirs.send((work(), ""))
+        except NotebookError as error:
+            theirs.send((None, str(error)))
+        except BaseException:
+            theirs.send((None, f"a proof broke off:\n{traceback.format_exc()}"))
+        finally:
+            os._exit(0)
+    theirs.close()
+
+    def result() -> Any:
+        try:
+            value, error = ours.recv()
+        except EOFError:
+            value, error = None, "a proof broke off: its process died"
+        ours.close()
+        os.waitpid(pid, 0)
+        if error:
+            raise NotebookError(error)
+        return value
+
+    return result
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prove units and print a table; returns 0 if every proof holds."""
-    parser = argparse.ArgumentParser(prog="python -m common.grading.proofs", description=__doc__.split("\n")[0])
-    parser.add_argument("units", nargs="*", help="folders of units, such as phase2_transformers/lab1_attention")
-    parser.add_argument("--folder", type=Path, help="solved units that can be run (default: made from solutions/)")
-    options = parser.parse_args(arguments)
+# The report
+
+
+def parser(module: str, text: str) -> argparse.ArgumentParser:
+    """Return a parser for the command `python -m module`, which `text` describes."""
+    made = argparse.ArgumentParser(prog=f"python -m {module}", description=text.split("\n")[0])
+    made.add_argument("units", nargs="*", help="folders of units, such as phase2_transformers/lab1_attention")
+    made.add_argument("--folder", type=Path, help="solved units that can be run (default: made from solutions/)")
+    return made
+
+
+def run(options: argparse.Namespace, more: More | None = None) -> int:
+    """Do what a command asks: prove units and print a table; returns 0 if every stored answer is as it should be."""
     with tempfile.TemporaryDirectory() as tmp:
         try:
             folder = options.folder
             if folder is None:
                 folder = branch.preview(course.find_root(), Path(tmp) / "solutions")
-            return _prove_all(folder, [unit.strip("/") for unit in options.units])
+            return _report(folder.resolve(), [unit.strip("/") for unit in options.units], more)
         except NotebookError as error:
             print(error, file=sys.stderr)
             return 1
 
 
-def _prove_all(folder: Path, units: list[str]) -> int:
-    folder = folder.resolve()
+def _report(folder: Path, units: list[str], more: More | None) -> int:
     found = {path: path.parent.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.ipynb"))}
-    unknown = set(units) - set(found.values())
-    if unknown:
+    if unknown := set(units) - set(found.values()):
         raise NotebookError(f"no solved notebook in {', '.join(sorted(unknown))}; there is {sorted(found.values())}")
-    problems = []
-    for notebook, unit in found.items():
-        if units and unit not in units:
-            continue
-        outcomes_of = prove(notebook)
+    chosen = {path: unit for path, unit in found.items() if not units or unit in units}
+    kinds = ["right accepted", "wrong caught", "mistake named", *(["mutants caught"] if more else [])]
+    totals: dict[str, list[Outcome]] = {}
+    problems, survivors = [], []
+    for (path, unit), outcomes_of in zip(chosen.items(), prove_all(list(chosen), more=more), strict=True):
         if not outcomes_of:
             continue
-        print(f"{unit}/{notebook.name}\n{'':40}{'right accepted':>16}{'wrong caught':>16}{'mistake named':>16}")
+        print(f"{unit}/{path.name}\n{'':40}{''.join(f'{kind:>18}' for kind in kinds)}")
         for slug, outcomes in outcomes_of.items():
-            right = [one.accepted for one in outcomes if one.kind == "right"]
-            wrong = [one for one in outcomes if one.kind == "wrong"]
-            columns = (right, [one.caught for one in wrong], [one.named for one in wrong])
-            print(f"  {slug:38}" + "".join(f"{f'{sum(c)} of {len(c)}':>16}" for c in columns))
+            print(_line(slug, outcomes, len(kinds)))
+            totals.setdefault(unit, []).extend(outcomes)
             problems += [f"{slug}: {one.kind} answer {one.title!r} {one.problem}" for one in outcomes if one.problem]
             problems += [f"{slug}: {shortage}" for shortage in shortages(outcomes)]
+            survivors += [f"{slug}, {title}" for title in survived(outcomes)]
+    print("All of them")
+    for unit, outcomes in totals.items():
+        print(_line(unit, outcomes, len(kinds)))
+    print("\n".join(["", f"{len(survivors)} mutants survive:", *survivors] if survivors else []))
     print("\n".join(["", *problems] if problems else ["Every proof holds."]))
     return 1 if problems else 0
 
 
+def _line(name: str, outcomes: list[Outcome], columns: int) -> str:
+    wrong = [one for one in outcomes if one.kind == "wrong"]
+    found = [
+        [one.accepted for one in outcomes if one.kind == "right"],
+        [one.caught for one in wrong],
+        [one.named for one in wrong],
+        [one.caught for one in outcomes if one.kind == "mutant"],
+    ]
+    return f"  {name:38}" + "".join(f"{f'{sum(column)} of {len(column)}':>18}" for column in found[:columns])
+
+
+def survived(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the mutants, as texts, that keep all points with some inputs."""
+    mutants = [one for one in outcomes if one.kind == "mutant" and not one.caught]
+    return [one.title + ("" if one.accepted else "  (with some inputs)") for one in mutants]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prove units and print a table; returns 0 if every proof holds."""
+    return run(parser("common.grading.proofs", __doc__).parse_args(arguments))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    from common.grading import proofs  # the module that outcomes are known by in every process
+
+    sys.exit(proofs.main())

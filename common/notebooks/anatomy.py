@@ -17,6 +17,7 @@ Role = Literal["answer", "check", "setup", "prose", "code"]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 MAX_BYTES = 100_000_000
+LONGEST_TODO = 300  # characters of a TODO line
 VALID_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 TODO_LINE = re.compile(
     r"(?:#+|<!--)\s*TODO:?\s+(?P<slug>[a-z0-9]+(?:-[a-z0-9]+)*)"
@@ -253,15 +254,17 @@ def give_ids(cells: list) -> None:
     """
     kept = {cell.get("id") for cell in cells if _is_id(cell.get("id"))}
     seen: set[str] = set()
+    numbers: dict[str, int] = {}  # the next one to try for each wish
     for cell in cells:
         old = cell.get("id")
         if _is_id(old) and old not in seen:
             seen.add(old)
             continue
         wish, joint = (old[:56], "_copy") if _is_id(old) else (_id_from_content(cell), "-")
-        new, number = wish, 2
+        new, number = wish, numbers.get(wish, 2)
         while new in kept:
             new, number = f"{wish}{joint}{number}", number + 1
+        numbers[wish] = number
         cell["id"] = new
         kept.add(new)
 
@@ -273,7 +276,7 @@ def _is_id(value: object) -> bool:
 def _id_from_content(cell: dict) -> str:
     prefix = "code" if cell["cell_type"] == "code" else "text"
     lines = [line for line in cell["source"].split("\n") if line.strip()]
-    first = re.sub(r"<[^>]*>", " ", lines[0]) if lines else ""
+    first = re.sub(r"<[^>]*>", " ", lines[0][:1000]) if lines else ""
     words = re.findall(r"[a-z0-9]+", first.lower())[:6]
     return "-".join([prefix, *words])[:56].rstrip("-")
 
@@ -292,7 +295,8 @@ def role(cell: NotebookNode) -> Role:
 
 def todo_in(line: str) -> Todo | None:
     """Read a line such as `# TODO causal-mask  (5 points, ~10 min)` or `<!-- TODO why (3 points, ~5 min) -->`."""
-    found = TODO_LINE.fullmatch(line.strip())
+    line = line.strip()
+    found = TODO_LINE.fullmatch(line) if len(line) <= LONGEST_TODO else None
     if not found:
         return None
     if found["points"] is None:

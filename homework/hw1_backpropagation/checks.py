@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -12,7 +11,7 @@ from scipy import ndimage
 from torch import nn
 from torch.autograd.functional import jacobian
 
-from common.checks import Answer, alike, always, check
+from common.checks import alike, always, check, kind_of
 
 # ==============================================================================================================
 # theory
@@ -173,7 +172,7 @@ TANH_SLOPES = {
 def sequence_of(case, result, *names):
     """Demand a tuple or list with one part for each name."""
     wanted = f"a tuple ({', '.join(names)})"
-    case.true(isinstance(result, tuple | list), f"the result is a {type(result).__name__}, expected {wanted}")
+    case.true(isinstance(result, tuple | list), f"the result is a {kind_of(result)}, expected {wanted}")
     case.true(len(result) == len(names), f"the result has {len(result)} parts, expected {wanted}")
     return result
 
@@ -499,7 +498,7 @@ def layout_shapes(answer, case):
         with case(f"{title}: {', '.join(names)}", points=points, hint=hint):
             for n, h, k, B in ((3, 5, 2, 7), (4, 2, 6, 3), (2, 7, 1, 5)):
                 given, right = answer(n, h, k, B), right_shapes(n, h, k, B)
-                case.true(isinstance(given, dict), f"the result is a {type(given).__name__}, expected a dict")
+                case.true(isinstance(given, dict), f"the result is a {kind_of(given)}, expected a dict")
                 for name in names:
                     case.true(name in given, f"there is no entry {name!r}")
                     sizes = f"n = {n}, h = {h}, k = {k}, B = {B}"
@@ -1204,7 +1203,7 @@ def classification_gradients(answer, case):
 # -- softargmax -------------------------------------------------------------------------------------------
 
 
-@check("softargmax", points=2, part="theory", autograd=False)
+@check("softargmax", points=2, part="theory", autograd=False, from_scratch=("softmax",))
 def softargmax(answer, case):
     """Against `torch.softmax`."""
 
@@ -1332,7 +1331,7 @@ def by_matrix(order, edges):
 
 def demand_numbers(case, found, right, mistakes, what):
     """Demand a dict of numbers; `mistakes(key)` holds what common mistakes make of one, by sentence."""
-    case.true(isinstance(found, dict), f"{what} are a {type(found).__name__}, expected a dict")
+    case.true(isinstance(found, dict), f"{what} are a {kind_of(found)}, expected a dict")
     missing = [key for key in right if key not in found]
     case.true(not missing, f"{what}: there is no entry {', '.join(map(repr, missing))}")
     spare = [key for key in found if key not in right]
@@ -1848,16 +1847,6 @@ def mlp_derivative(answer, case):
 # -- the network ------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def mlp_in_double():
-    """Let `torch.randn` and the like make double precision, inside the block."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def mlp_network(answer, n, h, k, f, g):
     """Build the student's network."""
     return answer(
@@ -1882,11 +1871,6 @@ def mlp_with_parameters(answer, parameters, f, g):
     net = mlp_network(answer, n, h, k, f, g)
     net.fill("parameters", parameters)
     return net
-
-
-def mlp_method(net, method):
-    """Return an answer that stands for a method, to see what a call leaves of its arguments."""
-    return Answer(getattr(net._target, method), autograd=False)
 
 
 def mlp_prediction(parameters, x, f, g):
@@ -2028,7 +2012,7 @@ def mlp_forward(answer, case):
         for f, g in MLP_PAIRS:
             net = mlp_with_parameters(answer, mlp_parameters(case, 3, 5, 2), f, g)
             before = net.read("parameters")
-            case.unchanged(mlp_method(net, "forward"), case.randn(4, 3))
+            case.unchanged(net.method("forward"), case.randn(4, 3))
             after = net.read("parameters")
             changed = [name for name in MLP_NAMES if not torch.equal(before[name], after[name])]
             case.true(not changed, f"forward changes {', '.join(changed)}")
@@ -2276,11 +2260,21 @@ def mlp_backward(answer, case):
             before = net.read("parameters")
             y_hat = net.call("forward", case.randn(4, 3))
             kept = y_hat.clone()
-            case.unchanged(mlp_method(net, "backward"), case.randn(4, 2))
+            case.unchanged(net.method("backward"), case.randn(4, 2))
             after = net.read("parameters")
             changed = [name for name in MLP_NAMES if not torch.equal(before[name], after[name])]
             case.true(not changed, f"backward changes {', '.join(changed)}; the update is the caller's business")
             case.true(torch.equal(y_hat, kept), "backward changes the prediction that forward has returned")
+
+
+def predictions_around_clearing(MLP, x, arguments):
+    """Return what a new network predicts, and what has become of that when the network is cleared."""
+    net = MLP(*arguments)
+    y_hat = net.forward(x)
+    before = y_hat.clone()
+    net.backward(torch.ones_like(y_hat))
+    net.clear_grad_and_cache()
+    return before, y_hat
 
 
 @check("mlp-clear", points=6, part="backpropagation", autograd=False)
@@ -2321,13 +2315,13 @@ def mlp_clear(answer, case):
         demand_gradients_of_mlp(case, net, parameters, x, "relu", "sigmoid", upstream)
     with case("parameters and predictions stay", points=1, hint="only grads and cache are cleared"):
         for f, g in (("sigmoid", "sigmoid"), ("relu", "identity"), ("identity", "relu")):
-            net, parameters, y_hat = used_network(f, g)
-            kept = y_hat.clone()
+            net, parameters, _ = used_network(f, g)
             net.call("clear_grad_and_cache")
             after = net.read("parameters")
             changed = [name for name in MLP_NAMES if not torch.equal(parameters[name], after[name])]
             case.true(not changed, f"clearing changes {', '.join(changed)}")
-            case.true(torch.equal(y_hat, kept), "clearing changes the prediction that forward has returned")
+            y_hat, cleared = answer.probe(predictions_around_clearing, case.randn(4, 3), (3, 5, f, 5, 2, g))
+            case.true(torch.equal(y_hat, cleared), "clearing changes the prediction that forward has returned")
     with case("a new network can be cleared too, and twice", points=1, hint="the published training loop clears first"):
         net = mlp_network(answer, 3, 5, 2, "relu", "identity")
         for _ in range(2):
@@ -2408,7 +2402,7 @@ def mse_gradient_mistakes(y, y_hat):
     }
 
 
-@check("mse-loss", points=4, hidden=2, part="backpropagation", autograd=False)
+@check("mse-loss", points=4, hidden=2, part="backpropagation", autograd=False, from_scratch=("mse_loss",))
 def mse_loss(answer, case):
     """Against torch's mse_loss and automatic differentiation."""
 
@@ -2479,7 +2473,7 @@ def probabilities(case, B, k, dtype=torch.float32):
     return 0.05 + 0.9 * torch.sigmoid(1.5 * case.randn(B, k, dtype=dtype))
 
 
-@check("bce-loss", points=7, hidden=3, part="backpropagation", autograd=False)
+@check("bce-loss", points=7, hidden=3, part="backpropagation", autograd=False, from_scratch=("binary_cross", "bce"))
 def bce_loss(answer, case):
     """Against torch's binary_cross_entropy and automatic differentiation."""
 
@@ -2587,18 +2581,15 @@ def sgd_step(answer, case):
 
 
 class LookingModel(nn.Module):
-    """A small convolutional network with given weights that notes what it is shown."""
+    """A small convolutional network that notes what it is shown."""
 
-    def __init__(self, case, channels=3, classes=4):
-        """Draw the weights from `case`."""
+    def __init__(self, channels=3, classes=4):
+        """Make the layers."""
         super().__init__()
         self.conv = nn.Conv2d(channels, 5, 3, padding=1)
         self.norm = nn.BatchNorm2d(5)
         self.drop = nn.Dropout(0.5)
         self.linear = nn.Linear(5, classes)
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.copy_(case.randn(*parameter.shape))
         self.seen = []
         self.eval()
 
@@ -2608,19 +2599,49 @@ class LookingModel(nn.Module):
         return self.linear(self.drop(self.norm(self.conv(x)).tanh()).mean((2, 3)))
 
 
-def as_it_is_shown(x):
-    """Prepare nothing."""
-    return x
+def looking_model(case, channels=3):
+    """Return a model with weights that `case` draws."""
+    model = LookingModel(channels)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(case.randn(*parameter.shape))
+    return model
+
+
+def model_of(state):
+    """Return a model with the weights of another one."""
+    model = LookingModel(state["conv.weight"].shape[1]).to(state["conv.weight"].dtype)
+    model.load_state_dict(state)
+    return model
 
 
 def of_class(label):
-    """Return the quantity that is to rise."""
-    return lambda logits: logits[0, label]
+    """Return the quantity that is to rise; without a label, that of class 0 for picture 0, class 1 for picture 1 …"""
+    return lambda logits: logits.diagonal().sum() if label is None else logits[0, label]
 
 
-def of_own_class(logits):
-    """Class 0 for picture 0, class 1 for picture 1, and so on."""
-    return logits.diagonal().sum()
+def prepare_of(light):
+    """Return a function to prepare pictures with: it moves and lights them, or leaves them when `light` is None."""
+    return lambda x: x if light is None else light * x.roll((1, 2), (-2, -1)) - 1
+
+
+def tidy_of(factor):
+    """Return a function to tidy pictures with: it cuts values off below 0 and above 1, and multiplies the rest."""
+    return lambda x: factor * x.clamp(0, 1)
+
+
+def climb(gradient_descent, picture, state, label, numbers, options):
+    """Call gradient descent with a model of these weights; `options` hold what `prepare_of` and `tidy_of` take."""
+    model, functions = model_of(state), {"prepare": prepare_of, "tidy": tidy_of}
+    options = {name: functions[name](value) if name in functions else value for name, value in options.items()}
+    result = gradient_descent(picture, model, of_class(label), *numbers, **options)
+    return {"result": result, "seen": model.seen, "training": model.training, "picture": picture}
+
+
+def climbed(answer, picture, model, label, *numbers, **options):
+    """Return what comes back, and what the model has seen, when the answer is called beside a copy of the model."""
+    helpers = LookingModel, model_of, of_class, prepare_of, tidy_of
+    return answer.probe(climb, picture, model.state_dict(), label, numbers, options, uses=helpers)
 
 
 def step_by_torch(picture, model, loss, lr):
@@ -2679,8 +2700,8 @@ def sgd_gradient_descent(answer, case):
 
     with case("the objective rises", points=2, hint="add lr times the direction; subtracting goes downhill"):
         for label in (0, 3):
-            model, picture = LookingModel(case), 0.5 + 0.1 * case.randn(1, 3, 8, 8)
-            result = answer(picture, model, of_class(label), 20, lr=0.05, prepare=as_it_is_shown)
+            model, picture = looking_model(case), 0.5 + 0.1 * case.randn(1, 3, 8, 8)
+            result = climbed(answer, picture, model, label, 20, lr=0.05, prepare=None)["result"]
             case.shape(result, (1, 3, 8, 8), what="the result")
             case.finite(result, what="the result")
             start, end = value(model, of_class(label), picture), value(model, of_class(label), result)
@@ -2690,28 +2711,27 @@ def sgd_gradient_descent(answer, case):
             case.true(end > start, f"the objective falls from {start:.3f} to {end:.3f}: go uphill, by steps of size lr")
     with case("one step: lr · gradient / rms", points=2, hint="rms: square, mean over one picture, root"):
         for lr in (0.05, 0.5):
-            model, picture = LookingModel(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
-            result = answer(picture, model, of_class(1), 1, lr=lr, prepare=as_it_is_shown)
-            shown, trained = bool(model.seen) and model.seen[0], model.training
+            model, picture = looking_model(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
+            look = climbed(answer, picture, model, 1, 1, lr=lr, prepare=None)
             right, mistakes = step_by_torch(picture, model, of_class(1), lr)
-            mistakes |= first_look(shown, picture, trained)
-            case.close(result, right, what=f"the picture after one step with lr = {lr}", mistakes=mistakes)
-        model, size = LookingModel(case), torch.tensor([0.1, 1.0, 4.0]).view(3, 1, 1, 1)
+            mistakes |= first_look(bool(look["seen"]) and look["seen"][0], picture, look["training"])
+            case.close(look["result"], right, what=f"the picture after one step with lr = {lr}", mistakes=mistakes)
+        model, size = looking_model(case), torch.tensor([0.1, 1.0, 4.0]).view(3, 1, 1, 1)
         pictures = size * case.randn(3, 3, 8, 8)
-        result = answer(pictures, model, of_own_class, 1, lr=0.1, prepare=as_it_is_shown)
-        right, mistakes = step_by_torch(pictures, model, of_own_class, 0.1)
+        result = climbed(answer, pictures, model, None, 1, lr=0.1, prepare=None)["result"]
+        right, mistakes = step_by_torch(pictures, model, of_class(None), 0.1)
         case.close(result, right, what="three pictures after one step", mistakes=mistakes)
     with case("as many steps as iterations, each from the last", points=1, hint="one call of the model in each step"):
-        model, picture = LookingModel(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
-        result = answer(picture, model, of_class(1), 5, lr=0.1, prepare=as_it_is_shown)
-        case.equal(len(model.seen), 5, what="the number of calls of the model in 5 iterations")
-        shown, expected = [*model.seen, result], picture
+        model, picture = looking_model(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
+        look = climbed(answer, picture, model, 1, 5, lr=0.1, prepare=None)
+        case.equal(len(look["seen"]), 5, what="the number of calls of the model in 5 iterations")
+        shown, expected = [*look["seen"], look["result"]], picture
         for step in range(6):
             again = {"a step starts from the input, not from what the last step has made": picture} if step == 1 else {}
             after = f"the picture after step {step}" if step else "the picture before the first step"
             case.close(shown[step], expected, what=after, mistakes=again)
             expected, _ = step_by_torch(expected, model, of_class(1), 0.1)
-        untouched = answer(picture, model, of_class(1), 0)
+        untouched = climbed(answer, picture, model, 1, 0)["result"]
         prepared = always("with 0 iterations the input comes back as it is; only what the model sees is prepared")
         case.close(untouched, picture, what="the picture after 0 iterations", mistakes=prepared)
     with case(
@@ -2719,33 +2739,28 @@ def sgd_gradient_descent(answer, case):
         points=1,
         hint="prepare(picture) inside the loop; the picture itself stays unprepared",
     ):
-        model, picture = LookingModel(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
-        result = answer(picture, model, of_class(1), 12, lr=0.0)
+        model, picture = looking_model(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
+        look = climbed(answer, picture, model, 1, 12, lr=0.0)
+        result, seen = look["result"], look["seen"]
         prepared = always("the picture itself is shifted or normalised; only what the model sees should be")
         case.close(result, picture, what="the picture after 12 steps with lr = 0", mistakes=prepared)
-        case.equal(len(model.seen), 12, what="the number of calls of the model in 12 iterations")
-        plain = torch.equal(model.seen[0], picture)
+        case.equal(len(seen), 12, what="the number of calls of the model in 12 iterations")
+        plain = torch.equal(seen[0], picture)
         case.true(not plain, "the model is shown the picture as it is: prepare is not used")
-        same = all(torch.equal(seen, model.seen[0]) for seen in model.seen)
+        same = all(torch.equal(one, seen[0]) for one in seen)
         case.true(not same, "all steps see the same shift: call prepare anew in each step")
         mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
         expected = ((picture - mean) / std).flatten().sort()[0]
-        for seen in model.seen:
-            case.close(seen.flatten().sort()[0], expected, what="what the model is shown, sorted")
+        for one in seen:
+            case.close(one.flatten().sort()[0], expected, what="what the model is shown, sorted")
         light = 0.5 + case.randn(3, 8, 8).square()
-
-        def moved_and_lit(x):
-            return light * x.roll((1, 2), (-2, -1)) - 1
-
-        scaled = answer(picture, model, of_class(1), 1, lr=0.1, prepare=moved_and_lit)
-        right, _ = step_by_torch(picture, lambda x: model(moved_and_lit(x)), of_class(1), 0.1)
+        scaled = climbed(answer, picture, model, 1, 1, lr=0.1, prepare=light)["result"]
+        right, _ = step_by_torch(picture, lambda x: model(prepare_of(light)(x)), of_class(1), 0.1)
         missing = always("the gradient does not go through prepare")
         case.close(scaled, right, what="the picture after one step with a prepare of its own", mistakes=missing)
     with case("tidy after each step", points=1, hint="picture = tidy(picture), inside the loop"):
-        model, picture = LookingModel(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
-        result = answer(
-            picture, model, of_class(1), 3, lr=0.5, prepare=as_it_is_shown, tidy=lambda x: x.clamp(0, 1) / 2
-        )
+        model, picture = looking_model(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
+        result = climbed(answer, picture, model, 1, 3, lr=0.5, prepare=None, tidy=0.5)["result"]
         expected = never = before = picture
         for _ in range(3):
             moved, _ = step_by_torch(expected, model, of_class(1), 0.5)
@@ -2763,62 +2778,74 @@ def sgd_gradient_descent(answer, case):
         "the model stays as it was", points=2, hint="ask for the gradient of the picture alone: torch.autograd.grad"
     ):
         for mode in (False, True):
-            model = LookingModel(case)
-            model.drop.p, model.norm.track_running_stats = 0.0, False
-            model.train(mode)
-            model.linear.weight.requires_grad_(False)
+            model = looking_model(case)
             earlier = case.randn(*model.conv.weight.shape)
-            model.conv.weight.grad = earlier.clone()
-            state = {name: tensor.clone() for name, tensor in model.state_dict().items() if "num_batches" not in name}
-            answer(0.5 + 0.2 * case.randn(1, 3, 8, 8), model, of_class(1), 3)
-            after = model.state_dict()
-            changed = [name for name, tensor in state.items() if not torch.equal(tensor, after[name])]
+            state = {name: one.clone() for name, one in model.state_dict().items()}
+            picture = 0.5 + 0.2 * case.randn(1, 3, 8, 8)
+            after = answer.probe(traces, picture, state, mode, earlier, uses=(LookingModel, model_of, of_class))
+            states = {name: one for name, one in state.items() if "num_batches" not in name}
+            changed = [name for name, one in states.items() if not torch.equal(one, after["state"][name])]
             case.true(not changed, f"the model's {', '.join(changed)} changed; only the picture should")
-            kept = model.conv.weight.grad
+            kept = after["gradients"].pop("conv.weight")
             case.true(kept is not None, "gradients that the model's parameters had before are gone; leave them alone")
-            left = [name for name, one in model.named_parameters() if one.grad is not None and name != "conv.weight"]
+            left = [name for name, gradient in after["gradients"].items() if gradient is not None]
             case.true(
                 not left and torch.equal(kept, earlier),
                 "gradients are left in the model's parameters: backward() fills every leaf of the graph",
             )
             text = f"the model was in {'training' if mode else 'evaluation'} mode, and is not any more"
-            case.true(all(part.training == mode for part in model.modules()), text)
-            frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+            case.true(all(training == mode for training in after["training"]), text)
+            frozen = after["frozen"]
             case.true(frozen == ["linear.weight"], "requires_grad of the model's parameters has changed")
     with case("the input stays, the result has no graph", points=1, hint="start from input.detach().clone()"):
-        model, picture = LookingModel(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
-        case.unchanged(answer, picture, model, of_class(1), 3)
-        case.unchanged(answer, picture, model, of_class(1), 2, 0.1, as_it_is_shown, lambda x: x.clamp(0, 1))
-        result = answer(picture, model, of_class(1), 3)
-        text = "the result still carries the graph of the last step; detach it"
-        case.true(isinstance(result, torch.Tensor) and result.grad_fn is None, text)
-        case.true(not result.requires_grad, "the result still requires a gradient; detach it")
-        climb_from_leaf(answer, picture, model)
+        model, picture = looking_model(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
+        look = climbed(answer, picture, model, 1, 3)
+        case.same_inputs([picture], [look["picture"]])
+        case.same_inputs([picture], [climbed(answer, picture, model, 1, 2, lr=0.1, prepare=None, tidy=1)["picture"]])
+        result, text = look["result"], "the result still carries the graph of the last step; detach it"
+        case.true(isinstance(result, torch.Tensor) and not result.requires_grad, text)
         text = "the caller's own tensor requires a gradient afterwards; detach it before you mark it"
-        case.true(not picture.requires_grad, text)
+        case.true(not look["picture"].requires_grad, text)
     with case(
         "any function is a model, and the input may require a gradient",
         points=1,
         hint="nothing but model(...) may be asked of the model",
     ):
         picture, weights = 0.5 + 0.2 * case.randn(1, 3, 8, 8), case.randn(3, 8, 8)
-        result = answer(
-            picture,
-            lambda x: (x * weights).tanh().sum((1, 2, 3)),
-            lambda out: out[0],
-            1,
-            lr=0.1,
-            prepare=as_it_is_shown,
-        )
+        result = answer.probe(climb_function, picture, weights)
         right, _ = step_by_torch(picture, lambda x: (x * weights).tanh().sum((1, 2, 3)), lambda out: out[0], 0.1)
         case.close(result, right, what="the picture after one step with a function for a model")
-        again = climb_from_leaf(answer, picture.clone().requires_grad_(), LookingModel(case))
+        state = looking_model(case).state_dict()
+        again = answer.probe(climb_from_leaf, picture, state, uses=(LookingModel, model_of, of_class))
         case.finite(again, what="the result for an input that requires a gradient")
 
 
-def climb_from_leaf(answer, leaf, model):
-    """Run two steps from this very tensor, where a call through the door would pass a copy on."""
-    return answer._target(leaf, model, of_class(1), 2)
+def traces(gradient_descent, picture, state, mode, earlier):
+    """Return what three steps leave in a model that has a frozen weight, and a gradient from earlier."""
+    model = model_of(state)
+    model.drop.p, model.norm.track_running_stats = 0.0, False
+    model.train(mode)
+    model.linear.weight.requires_grad_(False)
+    model.conv.weight.grad = earlier
+    gradient_descent(picture, model, of_class(1), 3)
+    return {
+        "state": model.state_dict(),
+        "gradients": {name: parameter.grad for name, parameter in model.named_parameters()},
+        "training": [part.training for part in model.modules()],
+        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+    }
+
+
+def climb_from_leaf(gradient_descent, picture, state):
+    """Run two steps from a tensor that requires a gradient."""
+    return gradient_descent(picture.requires_grad_(), model_of(state), of_class(1), 2)
+
+
+def climb_function(gradient_descent, picture, weights):
+    """Run one step with a function for a model."""
+    return gradient_descent(
+        picture, lambda x: (x * weights).tanh().sum((1, 2, 3)), lambda out: out[0], 1, lr=0.1, prepare=lambda x: x
+    )
 
 
 # -- extra ------------------------------------------------------------------------------------------------
@@ -2865,7 +2892,7 @@ def blur_mistakes(img, sigma):
     }
 
 
-@check("sgd-blur", points=3, part="backpropagation")
+@check("sgd-blur", points=3, part="backpropagation", from_scratch=("gaussian_blur", "gaussian_filter"))
 def sgd_blur(answer, case):
     """Against SciPy."""
     with case(
@@ -2972,10 +2999,11 @@ def sgd_scales(answer, case):
     with case(
         "the sizes in turn, iterations steps at each", points=2, hint="a loop over sizes: resize, then gradient_descent"
     ):
-        model, picture = LookingModel(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
-        result = answer(picture, model, of_class(1), 3, (6, 9, 12), prepare=as_it_is_shown, lr=0.1)
-        case.shape(result, (1, 3, 12, 12), what="the result")
-        seen, wanted = [tuple(shown.shape[2:]) for shown in model.seen], [(s, s) for s in (6, 9, 12) for _ in range(3)]
+        model, picture = looking_model(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
+        look = climbed(answer, picture, model, 1, 3, (6, 9, 12), prepare=None, lr=0.1)
+        case.shape(look["result"], (1, 3, 12, 12), what="the result")
+        seen = [tuple(shown.shape[2:]) for shown in look["seen"]]
+        wanted = [(size, size) for size in (6, 9, 12) for _ in range(3)]
         if len(seen) != len(wanted):
             text = (
                 f"the model was shown {len(seen)} pictures for 3 sizes with 3 iterations each, expected {len(wanted)}"
@@ -2985,9 +3013,9 @@ def sgd_scales(answer, case):
         text = f"the sizes that the model was shown are {heights[0]}, expected {heights[1]}"
         case.true(seen == wanted, text)
     with case("each size goes on from the last", points=1, hint="resize what the size before has made"):
-        model, picture = LookingModel(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
-        result = answer(picture, model, of_class(1), 2, (6, 9), prepare=as_it_is_shown, lr=0.1)
-        seen = list(model.seen)
+        model, picture = looking_model(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
+        look = climbed(answer, picture, model, 1, 2, (6, 9), prepare=None, lr=0.1)
+        result, seen = look["result"], look["seen"]
         case.equal(len(seen), 4, what="the number of calls of the model for 2 sizes with 2 iterations each")
         small, large = resized(picture, 6), resized(picture, 9)
         case.close(seen[0], small, what="what the model is shown first", mistakes=other_ways(seen[0], picture, 6))
@@ -3006,9 +3034,9 @@ def sgd_scales(answer, case):
         lost = {"the last size's steps are lost: keep what gradient_descent returns": resized(done, 9)}
         case.close(result, enlarged, what="the picture", mistakes=lost)
     with case("options are passed on, and the input stays", points=1, hint="**options; do not resize in place"):
-        model, picture = LookingModel(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
-        result = answer(picture, model, of_class(1), 2, (4, 8), prepare=as_it_is_shown, lr=0.0, tidy=lambda x: x / 2)
-        expected = resized(resized(picture, 4) / 4, 8) / 4
+        model, picture = looking_model(case), 0.5 + 0.2 * case.randn(1, 3, 8, 8)
+        result = climbed(answer, picture, model, 1, 2, (4, 8), prepare=None, lr=0.0, tidy=0.5)["result"]
+        expected = resized(resized(picture, 4).clamp(0, 1) / 4, 8) / 4
         missing = {
             "tidy is not passed on": resized(resized(picture, 4), 8),
             "some option is not passed on: with lr = 0 and a tidy that halves, the pixels are known": lambda: (
@@ -3016,20 +3044,22 @@ def sgd_scales(answer, case):
             ),
         }
         case.close(result, expected, what="the picture with lr = 0 and tidy = half", mistakes=missing)
-        case.unchanged(answer, picture, model, of_class(1), 2, (4, 8))
+        case.same_inputs([picture], [climbed(answer, picture, model, 1, 2, (4, 8))["picture"]])
 
 
 @check("sgd-activation", points=2, part="backpropagation")
 def sgd_activation(answer, case):
     """Against the module applied by hand."""
+    helpers = LookingModel, model_of
     with case(
         "the output of the module, with its graph", points=1, hint="register_forward_hook; keep what the hook is given"
     ):
-        model, picture = LookingModel(case), case.randn(2, 3, 8, 8)
+        model, picture = looking_model(case), case.randn(2, 3, 8, 8)
+        state = model.state_dict()
         with torch.no_grad():
             right = {"conv": model.conv(picture), "norm": model.norm(model.conv(picture)), "linear": model(picture)}
         for name, expected in right.items():
-            result = answer(model, picture, getattr(model, name))
+            result = answer.probe(activation_of, picture, state, name, uses=helpers)
             mistakes = {
                 "this is the output of the whole model": lambda: right["linear"],
                 "this is what goes into the module, not what comes out": lambda: picture,
@@ -3039,30 +3069,45 @@ def sgd_activation(answer, case):
             case.close(result, expected, what=f"the activation of {name}", mistakes=mistakes)
             text = "the activation is detached: gradient_descent could not climb it"
             case.true(result.requires_grad, text)
-        leaf = picture.clone().requires_grad_()
-        result = activation_of_leaf(answer, model, leaf, model.conv)
-        reached = torch.autograd.grad(result.sum(), leaf, allow_unused=True)[0]
-        case.true(reached is not None, "the graph does not reach back to the input: is the input detached?")
+        reached = answer.probe(activation_reaches, picture, state, uses=helpers)
+        case.true(reached, "the graph does not reach back to the input: is the input detached?")
     with case("no hook is left behind", points=1, hint="register_forward_hook returns a handle: handle.remove()"):
-        model, picture = LookingModel(case), case.randn(1, 3, 8, 8)
-        for _ in range(2):
-            answer(model, picture, model.norm)
-        left = [name for name, part in model.named_modules() if part._forward_hooks or part._forward_pre_hooks]
-        case.true(not left, f"a hook is left in {', '.join(left)}: it would run at every call from now on")
-        again = answer(model, picture + 1, model.norm)
+        model, picture = looking_model(case), case.randn(1, 3, 8, 8)
+        found = answer.probe(activation_leaves, picture, model.state_dict(), uses=helpers)
+        text = f"a hook is left in {', '.join(found['left'])}: it would run at every call from now on"
+        case.true(not found["left"], text)
         what = "the activation for a second picture"
-        case.close(again, model.norm(model.conv(picture + 1)), what=what)
-        foreign = model.norm.register_forward_hook(lambda module, args, output: None)
-        answer(model, picture, model.norm)
-        stays = foreign.id in model.norm._forward_hooks
-        case.true(stays, "a hook of somebody else's is removed, too: remove only your own, by its handle")
-        model.norm.track_running_stats = False
-        model.train()
-        answer(model, picture, model.norm)
-        text = "the model was in training mode, and is not any more"
-        case.true(all(part.training for part in model.modules()), text)
+        case.close(found["again"], model.norm(model.conv(picture + 1)), what=what)
+        text = "a hook of somebody else's is removed, too: remove only your own, by its handle"
+        case.true(found["foreign stays"], text)
+        case.true(found["training"], "the model was in training mode, and is not any more")
 
 
-def activation_of_leaf(answer, model, leaf, module):
-    """Return the activation for this very tensor, where a call through the door would pass a copy on."""
-    return answer._target(model, leaf, module)
+def activation_of(activation, picture, state, name):
+    """Return the activation of the layer `name` of a model."""
+    model = model_of(state)
+    return activation(model, picture, getattr(model, name))
+
+
+def activation_reaches(activation, picture, state):
+    """Return whether the graph of an activation reaches back to the picture."""
+    model, leaf = model_of(state), picture.requires_grad_()
+    result = activation(model, leaf, model.conv)
+    return torch.autograd.grad(result.sum(), leaf, allow_unused=True)[0] is not None
+
+
+def activation_leaves(activation, picture, state):
+    """Return what calls leave in a model, and the activation for another picture."""
+    model = model_of(state)
+    for _ in range(2):
+        activation(model, picture, model.norm)
+    left = [name for name, part in model.named_modules() if part._forward_hooks or part._forward_pre_hooks]
+    again = activation(model, picture + 1, model.norm)
+    foreign = model.norm.register_forward_hook(lambda module, args, output: None)
+    activation(model, picture, model.norm)
+    stays = foreign.id in model.norm._forward_hooks
+    model.norm.track_running_stats = False
+    model.train()
+    activation(model, picture, model.norm)
+    training = all(part.training for part in model.modules())
+    return {"left": left, "again": again, "foreign stays": stays, "training": training}

@@ -15,11 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.functional import jacobian
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock
 
-from common.checks import Answer, alike, always, check, made_by
+from common.checks import Answer, alike, always, check, kind_of, made_by
 from common.data import images
+
+# Library functions that would be the whole answer (see `check`).
+LIBRARY_CONVOLUTION = ("conv1d", "conv2d", "conv3d", "conv_transpose", "convolution", "convolve", "correlate")
+LIBRARY_WINDOWS = (*LIBRARY_CONVOLUTION, "fold", "im2col", "col2im")
 
 # ==============================================================================================================
 # theory
@@ -181,9 +184,7 @@ def convolution_output_size(answer, case):
                 "forgotten, or 'fits exactly' taken for 'does not fit'?",
             )
         case.true(found is not None, "the result is None (is a return statement missing?)")
-        case.true(
-            isinstance(found, (tuple, list)), f"the result is a {type(found).__name__}, expected (F, height, width)"
-        )
+        case.true(isinstance(found, (tuple, list)), f"the result is a {kind_of(found)}, expected (F, height, width)")
         case.true(
             all(isinstance(part, int) for part in found),
             f"the result is {tuple(found)}: sizes are whole numbers (integer division is //)",
@@ -360,7 +361,7 @@ def around_the_circle(x, w):
     return torch.stack(turned).sum(0)
 
 
-@check("correlate-1d", points=2, part="theory")
+@check("correlate-1d", points=2, part="theory", from_scratch=LIBRARY_CONVOLUTION)
 def correlate_1d(answer, case):
     """Against `numpy.correlate`."""
 
@@ -397,7 +398,7 @@ def correlate_1d(answer, case):
         case.unchanged(answer, double(case, 5), double(case, 2))
 
 
-@check("convolve-1d", points=2, part="theory")
+@check("convolve-1d", points=2, part="theory", from_scratch=LIBRARY_CONVOLUTION)
 def convolve_1d(answer, case):
     """Against `numpy.convolve`."""
 
@@ -934,7 +935,7 @@ def unrolled_edges(answer, case):
 
     def arrows(steps):
         given = answer(steps)
-        case.true(isinstance(given, list), f"the result is a {type(given).__name__}, expected a list of pairs")
+        case.true(isinstance(given, list), f"the result is a {kind_of(given)}, expected a list of pairs")
         for pair in given:
             fits = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(end, str) for end in pair)
             case.true(fits, f"{pair!r} is no arrow: write a pair of names, such as ('x[1]', 'c[1]')")
@@ -1487,6 +1488,14 @@ def wrong_step(answer, case, steps=8, m=3):
     )
 
 
+def seconds_of_calls(function, calls, *numbers):
+    """Measure some calls with the same arguments."""
+    start = time.process_time()  # of this process alone: the machine may be busy
+    for _ in range(calls):
+        function(*numbers)
+    return time.process_time() - start
+
+
 @check("gradient-w-x", points=8, part="theory", autograd=False)
 def gradient_w_x(answer, case):
     """Against autograd in float64."""
@@ -1505,10 +1514,7 @@ def gradient_w_x(answer, case):
         return [*numbers[:-1], upstream]
 
     def seconds(numbers, calls):
-        start = time.process_time()  # of this process alone: the machine may be busy
-        for _ in range(calls):
-            answer(*numbers)
-        return time.process_time() - start
+        return answer.probe(seconds_of_calls, calls, *numbers)
 
     with case("the shape of W_x", points=1, hint="(m, n), as W_x has"):
         numbers = gated_sequence(case, 4, 3, 2)
@@ -2242,7 +2248,7 @@ def guessing(answer, case):
             number("loss_sure", p, sure, right, mistakes)
 
 
-@check("clip-to-norm", points=2, part="theory")
+@check("clip-to-norm", points=2, part="theory", from_scratch=("clip_grad", "renorm"))
 def clip_to_norm(answer, case):
     """Against `torch.renorm`, over all gradients as one vector."""
 
@@ -2311,38 +2317,7 @@ def clip_to_norm(answer, case):
 # ==============================================================================================================
 
 
-# -- from scratch -----------------------------------------------------------------------------------------
-
-CONVOLUTIONS = "conv1d", "conv2d", "conv3d", "convolution", "convolution_backward", "slow_conv2d_forward"
-POOLINGS = "max_pool2d", "max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d"
-
-
-class ReadyMade(TorchDispatchMode):
-    """Notes whether one of torch's own operations runs inside it, whatever name it was called by."""
-
-    def __init__(self, names):
-        """Look for operations of these names."""
-        super().__init__()
-        self.names, self.seen = names, []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        """Run an operation, as torch asks for it."""
-        name = function.overloadpacket.__name__
-        if name in self.names or ("batch_norm" in name and "batch_norm" in self.names):
-            self.seen.append(name)
-        return function(*args, **(kwargs or {}))
-
-
-def from_scratch(case, answer, names, *args):
-    """Call an answer, and demand that it does not leave the work to an operation of one of these names."""
-    with ReadyMade(names) as mode:
-        result = answer(*args)
-    case.true(
-        not mode.seen,
-        f"torch's own operation `{(mode.seen or [''])[0]}` does the work: build it yourself, from indexing, sums and "
-        "products",
-    )
-    return result
+CONVOLUTIONS = "conv1d", "conv2d", "conv3d", "convolution"
 
 
 # -- convolution ------------------------------------------------------------------------------------------
@@ -2574,7 +2549,7 @@ def conv2d_demand(case, answer, shape, kernel, *settings, bias=True, dtype=torch
     settings = (*settings, *(1, 0, 1)[len(settings) :])
     x, w = case.randn(*shape, dtype=dtype), case.randn(*kernel, dtype=dtype)
     b = case.randn(kernel[0], dtype=dtype) if bias else None
-    result, right = from_scratch(case, answer, scratch, x, w, b, *settings), F.conv2d(x, w, b, *settings)
+    result, right = answer.without(*scratch)(x, w, b, *settings), F.conv2d(x, w, b, *settings)
     mistakes = conv2d_mistakes(x, w, b, *settings)
     if isinstance(result, torch.Tensor) and result.ndim == 4:
         mistakes |= conv2d_size_mistakes(result, right, x, w, *settings)
@@ -2585,7 +2560,7 @@ def conv2d_demand(case, answer, shape, kernel, *settings, bias=True, dtype=torch
     case.close(result, right, what=what, mistakes=mistakes)
 
 
-@check("conv2d-loops", points=8, part="cnn")
+@check("conv2d-loops", points=8, part="cnn", from_scratch=LIBRARY_WINDOWS)
 def conv2d_loops(answer, case):
     """Against `torch.nn.functional.conv2d`."""
     with case("one window after the other, one filter", points=2, hint="multiply window and kernel, then sum all"):
@@ -2665,14 +2640,14 @@ def conv2d_columns_mistakes(x, size, stride, padding, dilation):
     return found | {sentence: (lambda wrong=wrong: wrong().flatten(2)) for sentence, wrong in geometry.items()}
 
 
-@check("conv2d-unfold", points=5, part="cnn")
+@check("conv2d-unfold", points=5, part="cnn", from_scratch=LIBRARY_WINDOWS)
 def conv2d_unfold(answer, case):
     """Against `torch.nn.functional.unfold`."""
 
     def demand(shape, size, stride=1, padding=0, dilation=1, dtype=torch.float32):
         x = case.randn(*shape, dtype=dtype)
         scratch = ("im2col", *CONVOLUTIONS)
-        result = from_scratch(case, answer, scratch, x, size, stride, padding, dilation)
+        result = answer.without(*scratch)(x, size, stride, padding, dilation)
         right = F.unfold(x, size, dilation, padding, stride)
         mistakes = conv2d_columns_mistakes(x, size, stride, padding, dilation) | conv2d_right_numbers(result, right)
         words = conv2d_words(stride, padding, dilation)
@@ -2698,7 +2673,7 @@ def conv2d_unfold(answer, case):
         case.unchanged(answer, case.randn(1, 2, 5, 5), (3, 3), 2, 1, 1)
 
 
-@check("conv2d-matrix", points=4, part="cnn")
+@check("conv2d-matrix", points=4, part="cnn", from_scratch=LIBRARY_WINDOWS)
 def conv2d_matrix(answer, case):
     """Against `torch.nn.functional.conv2d`, gradients too."""
     with case("agrees with torch", points=2, hint="filters (F, K) times columns (B, K, L), then the bias"):
@@ -2808,7 +2783,7 @@ def conv2d_turned(columns, size, kernel, stride, padding, dilation):
     return columns.unflatten(2, (wide, high)).mT.flatten(2)
 
 
-@check("conv2d-fold", points=5, part="cnn", autograd=False)
+@check("conv2d-fold", points=5, part="cnn", autograd=False, from_scratch=LIBRARY_WINDOWS)
 def conv2d_fold(answer, case):
     """Against `torch.nn.functional.fold`, and by the identity that makes it the adjoint of unfold."""
 
@@ -2816,7 +2791,7 @@ def conv2d_fold(answer, case):
         empty = torch.empty(batch, channels, *size)
         columns = case.randn(*F.unfold(empty, kernel, dilation, padding, stride).shape, dtype=dtype)
         scratch = ("col2im", *CONVOLUTIONS)
-        result = from_scratch(case, answer, scratch, columns, size, kernel, stride, padding, dilation)
+        result = answer.without(*scratch)(columns, size, kernel, stride, padding, dilation)
         right = F.fold(columns, size, kernel, dilation, padding, stride)
         mistakes = conv2d_fold_mistakes(columns, size, kernel, stride, padding, dilation)
         what = f"a picture of {size[0]} × {size[1]} from windows {kernel}, {conv2d_words(stride, padding, dilation)}"
@@ -2998,7 +2973,7 @@ def conv2d_db_mistakes(dy):
     }
 
 
-@check("conv2d-backward", points=10, part="cnn", autograd=False)
+@check("conv2d-backward", points=10, part="cnn", autograd=False, from_scratch=LIBRARY_WINDOWS)
 def conv2d_backward(answer, case):
     """Against automatic differentiation of `torch.nn.functional.conv2d`, in float64."""
 
@@ -3011,7 +2986,7 @@ def conv2d_backward(answer, case):
 
     def demand(name, shape, kernel, stride=1, padding=0, dilation=1):
         call, right, what = drawn(shape, kernel, stride, padding, dilation)
-        result = from_scratch(case, answer, CONVOLUTIONS, *call)
+        result = answer.without(*CONVOLUTIONS)(*call)
         parts = dict(zip(right, case.parts(result, *right), strict=True))
         others = [other for other in right if other != name and alike(parts[name], right[other])]
         case.true(not others, f"the parts stand in the wrong order: this is {''.join(others)}. Return dx, dw, db")
@@ -3146,7 +3121,7 @@ def pooling_exchanged(x, size, stride, padding):
     return columns.unflatten(1, (size * size, -1)).amax(1).view_as(F.max_pool2d(padded, size, stride))
 
 
-@check("max-pooling", points=4, part="cnn")
+@check("max-pooling", points=4, part="cnn", from_scratch=("max_pool",))
 def max_pooling(answer, case):
     """Against `torch.nn.functional.max_pool2d`, gradients too."""
 
@@ -3154,7 +3129,7 @@ def max_pooling(answer, case):
         x = case.randn(*shape) - low
         right = F.max_pool2d(x, size, stride, padding)
         what = f"the result for x {shape}, windows of {size} × {size}, stride {stride}, padding {padding}"
-        result = from_scratch(case, answer, POOLINGS, x, size, stride, padding)
+        result = answer.without("max_pool")(x, size, stride, padding)
         case.close(result, right, what=what, mistakes=pooling_mistakes(x, size, stride, padding))
 
     with case("the largest value of each window", points=1, hint="each channel by itself; windows side by side"):
@@ -3174,7 +3149,7 @@ def max_pooling(answer, case):
     ):
         x = case.randn(2, 3, 7, 6)
         right = F.max_pool2d(x, 3, 2, 1)
-        result = from_scratch(case, answer, POOLINGS, x, 3, 2, 1)
+        result = answer.without("max_pool")(x, 3, 2, 1)
         case.close(result, right, mistakes=always("the result itself is not right yet"))
         upstream = case.randn(*right.shape)
         (found,) = answer.gradients(x, 3, 2, 1, upstream=upstream)
@@ -3302,7 +3277,7 @@ class Saved:
         self.value = value
 
 
-def norm_remembers(built, x, upstream):
+def norm_remembers(module, x, upstream):
     """Return whether something of a graph is left when forward and backward pass are over."""
     left = weakref.WeakSet()
 
@@ -3311,8 +3286,9 @@ def norm_remembers(built, x, upstream):
         left.add(saved)
         return saved
 
+    x.requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.value):
-        built.gradients(x, upstream=upstream)
+        torch.autograd.grad((module(x) * upstream).sum(), x)
     gc.collect()
     return len(left) > 0
 
@@ -3326,7 +3302,7 @@ def norm_running(built, channels, eps):
     return -at_zero / slope, slope**-2 - eps
 
 
-@check("batch-norm", points=8, part="cnn")
+@check("batch-norm", points=8, part="cnn", from_scratch=("batch_norm", "instance_norm", "layer_norm"))
 def batch_norm(answer, case):
     """Against `torch.nn.BatchNorm2d`."""
 
@@ -3336,7 +3312,7 @@ def batch_norm(answer, case):
         right = F.batch_norm(x, *stored, values["weight"], values["bias"], training=training, eps=eps)
         mistakes = norm_mistakes(x, values, training, eps)
         where = "in training mode" if training else "in evaluation mode"
-        result = from_scratch(case, built, ("batch_norm",), x)
+        result = built.without("batch_norm")(x)
         case.close(result, right, what=f"the result {where}", mistakes=mistakes, tolerance=1e-5)
 
     with case("weight and bias are learned, two buffers are kept", points=1, hint="nn.Parameter and register_buffer"):
@@ -3356,7 +3332,7 @@ def batch_norm(answer, case):
             "start so, and does evaluation mode leave them alone?"
         )
         right = F.batch_norm(x, fresh["running_mean"], fresh["running_var"], training=False)
-        result = from_scratch(case, built.eval(), ("batch_norm",), x)
+        result = built.eval().without("batch_norm")(x)
         mistakes = norm_mistakes(x, fresh, False, 1e-5)
         case.close(result, right, what="the fresh module in evaluation mode", mistakes=mistakes | always(start))
         norm_load(case, built, fresh)
@@ -3379,7 +3355,7 @@ def batch_norm(answer, case):
         norm_keeps_still(case, answer)
         for momentum, steps in ((0.1, 1), (0.3, 2)):
             built, values = norm_loaded(case, answer, 3, "train", momentum=momentum)
-            from_scratch(case, built.eval(), ("batch_norm",), case.randn(2, 3, 2, 3))
+            built.eval().without("batch_norm")(case.randn(2, 3, 2, 3))
             built.train()
             means, variances = [values["running_mean"].clone()], [values["running_var"].clone()]
             batches = [3 + 2 * case.randn(2, 3, 2, 3) for _ in range(steps)]
@@ -3425,7 +3401,7 @@ def batch_norm(answer, case):
         missing = [name for name, value in built.parameter_gradients(x, upstream=upstream).items() if value is None]
         case.true(not missing, f"no gradient arrives at {', '.join(missing)}")
         case.true(
-            not norm_remembers(built, x, upstream),
+            not built.probe(norm_remembers, x, upstream, uses=(Saved,)),
             "the running statistics remember the graph of every batch, and with it the batch: memory grows from step "
             "to step. Store them under torch.no_grad()",
         )
@@ -4057,7 +4033,7 @@ def demand_share(case, answer, logits, targets, mistakes=None):
         result = result.item()
     case.true(
         isinstance(result, (int, float)) and not isinstance(result, bool),
-        f"the accuracy is {'None (is a return statement missing?)' if result is None else type(result).__name__}; "
+        f"the accuracy is {'None (is a return statement missing?)' if result is None else kind_of(result)}; "
         "return one number",
     )
     actual = torch.tensor(float(result), dtype=torch.float64)
@@ -4289,7 +4265,7 @@ def demand_gru_step(case, built, state, x, h, what="the new state"):
     case.close(result.double(), expected, what=what, mistakes=gru_step_mistakes(state, x, h), tolerance=1e-5)
 
 
-@check("gru-cell", points=10, part="rnn")
+@check("gru-cell", points=10, part="rnn", from_scratch=("gru", "rnn", "lstm"))
 def gru_cell(answer, case):
     """Against `nn.GRUCell` with the same weights."""
     with case("four parameters, named and shaped as in nn.GRUCell", points=1, hint="nn.Parameter; 3H rows: r, z, n"):
@@ -4467,7 +4443,7 @@ def call_gru_sequence(case, built, x, hidden, *h):
     return states, last
 
 
-@check("gru-sequence", points=7, part="rnn")
+@check("gru-sequence", points=7, part="rnn", from_scratch=("gru", "rnn", "lstm"))
 def gru_sequence(answer, case):
     """Against `nn.GRU` with the same weights."""
     with case("its only part is a cell", points=1, hint="self.cell = GRUCell(input_size, hidden_size)"):
@@ -4917,17 +4893,15 @@ def demand_reader_and_losses(case, result, steps):
     """Demand a pair of a module and a list of losses, as long as the training."""
     case.true(result is not None, "the result is None (is a return statement missing?)")
     pair = isinstance(result, tuple) and len(result) == 2
-    kind = "the module alone" if hasattr(result, "parameters") else f"a {type(result).__name__}"
+    kind = "the module alone" if hasattr(result, "parameters") else f"a {kind_of(result)}"
     case.true(pair, f"the result is {kind}, expected a tuple (model, losses); fit returns the losses")
     trained, losses = result
     swapped = isinstance(trained, list) and hasattr(losses, "parameters")
     case.true(not swapped, "model and losses are exchanged: the model comes first")
-    case.true(hasattr(trained, "parameters"), f"the first part is a {type(trained).__name__}, expected the module")
-    case.true(
-        isinstance(losses, list), f"the second part is a {type(losses).__name__}, expected the list that fit returns"
-    )
+    case.true(hasattr(trained, "parameters"), f"the first part is a {kind_of(trained)}, expected the module")
+    case.true(isinstance(losses, list), f"the second part is a {kind_of(losses)}, expected the list that fit returns")
     numbers = all(isinstance(loss, float) for loss in losses)
-    case.true(numbers, f"the losses are not numbers but {type((losses or [0])[0]).__name__}s; .item() makes a number")
+    case.true(numbers, f"the losses are not numbers but {kind_of((losses or [0])[0])}s; .item() makes a number")
     case.true(len(losses) == steps, f"there are {len(losses)} losses for steps = {steps}: is the argument steps used?")
     return trained, losses
 
@@ -5858,7 +5832,7 @@ def planted_curve(case, spikes=3, floor=4.0, last=False):
 def demand_spikes(case, found, losses, right, mistakes=None):
     """Demand the spikes `right`, a dictionary: number of the top -> height."""
     case.true(found is not None, "the result is None (is a return statement missing?)")
-    case.true(isinstance(found, dict), f"the result is a {type(found).__name__}, expected a dictionary")
+    case.true(isinstance(found, dict), f"the result is a {kind_of(found)}, expected a dictionary")
     found = {int(top): float(height) for top, height in found.items()}
 
     def same(a, b):

@@ -17,6 +17,9 @@ from torch import nn
 
 from common.checks import Answer, alike, always, check, made_by
 
+# Library functions that would be the whole answer (see `check`).
+LIBRARY_ATTENTION = ("scaled_dot_product", "multi_head_attention", "flex_attention", "transformer")
+
 PER_KEY = "softmax over the last axis of the scores: the keys. Each query then has weights that sum to 1."
 
 
@@ -148,7 +151,7 @@ def found_fill(weights, q, k, mask):
     return always(f"masked scores are set to {filled.mean().item() + 0.0:.4g}, which is not low enough: use -inf")
 
 
-@check("scaled-dot-product-attention", points=12)
+@check("scaled-dot-product-attention", points=12, from_scratch=LIBRARY_ATTENTION)
 def scaled_dot_product_attention(answer, case):
     """Against `torch.nn.functional.scaled_dot_product_attention`."""
 
@@ -341,7 +344,7 @@ def padding_mask(answer, case):
         case.equal(mask & causal, by_definition(lengths, 4) & causal, what="padding & causal", mistakes=not_yet)
 
 
-@check("masked-attention", points=16)
+@check("masked-attention", points=16, from_scratch=LIBRARY_ATTENTION)
 def masked_attention(answer, case):
     """Against torch's attention with `attn_mask`."""
 
@@ -780,7 +783,7 @@ def loaded(case, answer, d_model, heads, prefix=""):
     return built.eval(), module
 
 
-@check("multi-head-attention", points=18)
+@check("multi-head-attention", points=18, from_scratch=LIBRARY_ATTENTION)
 def multi_head_attention(answer, case):
     """Against `nn.MultiheadAttention` with the same weights."""
 
@@ -973,7 +976,7 @@ def attention_entropy(answer, case):
         case.unchanged(answer, torch.eye(4))
 
 
-@check("cross-attention", points=8)
+@check("cross-attention", points=8, from_scratch=LIBRARY_ATTENTION)
 def cross_attention(answer, case):
     """Against `nn.MultiheadAttention`, and by changing what must not matter."""
     prefix = "attention."
@@ -1056,7 +1059,7 @@ def cross_attention(answer, case):
             case.close(ours, theirs, what=f"the gradient for {name}")
 
 
-@check("character-model", points=9)
+@check("character-model", points=9, from_scratch=LIBRARY_ATTENTION)
 def character_model(answer, case):
     """By the properties that any causal language model has; each runs on a small model with random weights."""
 
