@@ -9,6 +9,8 @@ VENV ?= .venv
 TORCH ?=
 # More arguments for lab, test, grade, results, bench and mutants: make lab ARGS="--no-browser"; make test ARGS="-k masks"
 ARGS ?=
+# Grade in a container, with docker or podman: make grade SUBMISSIONS=folder ENGINE=docker
+ENGINE ?=
 # How many processes test at once.
 JOBS ?= 2
 
@@ -17,7 +19,7 @@ RUN = "$(VENV)/bin/python" -m
 need = $(if $($(1)),,$(error Say which: make $@ $(1)=$(2)))
 
 .DEFAULT_GOAL = help
-.PHONY: help setup lab test format lint solutions publish grade marks update new stamp results bench mutants clean
+.PHONY: help setup lab test format lint solutions publish grade image gradescope marks update new stamp results bench mutants clean
 
 help: ## List the targets; so does `make` alone.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,8 +54,14 @@ solutions: setup ## Write the solved notebooks into solutions/; FORCE=1 replaces
 publish: setup ## Authors: take solutions/ back onto the branch and into solutions.bundle.
 	@$(RUN) common.notebooks publish
 
-grade: setup ## Instructors: grade what students handed in: make grade SUBMISSIONS=folder
-	$(call need,SUBMISSIONS,folder)@$(RUN) common.grading "$(SUBMISSIONS)" $(ARGS)
+grade: $(if $(ENGINE),image,setup) ## Instructors: grade what students handed in: make grade SUBMISSIONS=folder
+	$(call need,SUBMISSIONS,folder)@$(if $(ENGINE),common/grading/container/grade $(ENGINE),$(RUN) common.grading) "$(SUBMISSIONS)" $(ARGS)
+
+image: ## Instructors: make the container that `make grade ENGINE=docker` (or podman) grades in.
+	$(call need,ENGINE,docker)@DOCKER_BUILDKIT=1 $(ENGINE) build -f common/grading/container/Containerfile -t course-grader .
+
+gradescope: setup ## Instructors: make an autograder for Gradescope: make gradescope UNIT=phase/unit
+	$(call need,UNIT,phase/unit)@$(RUN) common.grading.gradescope zip "$(UNIT)" $(ARGS)
 
 marks: setup ## Instructors: take the marks for prose, in grades/marks.csv, into the grades.
 	@$(RUN) common.grading.marks $(ARGS)

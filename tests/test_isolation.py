@@ -162,6 +162,11 @@ def test_a_message_that_does_not_end_is_waited_for_no_longer_than_allowed(channe
         there.receive()
 
 
+def test_nobody_who_reads_is_waited_for_no_longer_than_allowed(channels):
+    with pytest.raises(TimeoutError):
+        channels[0].send(torch.zeros(2**22), time.monotonic() + 0.1)
+
+
 def test_what_is_too_large_is_not_sent(channels):
     with pytest.raises(Violation, match="too large"):
         channels[0].send(torch.ones(1).expand(10**10))
@@ -296,6 +301,18 @@ def test_a_lost_worker_is_a_failed_case_and_stays_lost(worker, name, arguments, 
     assert said in str(caught.value)
     with pytest.raises(WorkerLost, match="an earlier case"):
         worker.answer("double", "")(1)
+
+
+@only_contained
+def test_nothing_of_a_worker_that_hangs_is_left(worker):
+    inner = worker._process._inner
+    worker.limit = 0.5
+    with pytest.raises(WorkerLost):
+        inside(worker, "[0 for _ in iter(int, 1)]")  # without end, and deaf to its socket
+    until = time.monotonic() + 10
+    while Path(f"/proc/{inner}").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_only_values_go_in(worker):

@@ -7,7 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from common import course
-from common.grading import proofs
+from common.grading import mutants, proofs
 from common.notebooks import anatomy, branch
 from common.notebooks.anatomy import NotebookError
 
@@ -342,6 +342,41 @@ def test_a_setup_cell_that_fails(unit):
     (unit.parent / "helper.py").write_text("")
     with pytest.raises(NotebookError, match=r"the cell s does not run: AttributeError"):
         proofs.prove(unit)
+
+
+def test_further_answers(unit):
+    def more(answer, reference):
+        sources = {
+            "as right": "def double(x):\n    return x + x",
+            "ends Python": "import os\ndef double(x):\n    os._exit(3)",
+            "does not run": "1 / 0",
+            "wrong": "def double(x):\n    return x",
+        }
+        return [proofs.Snippet("mutant", title, (), source) for title, source in sources.items()]
+
+    outcomes = [one for one in proofs.prove(unit, more=more)["double"] if one.kind == "mutant"]
+    assert [(one.title, one.accepted, one.caught, one.problem) for one in outcomes] == [
+        ("as right", True, False, ""),
+        ("ends Python", False, True, ""),
+        ("does not run", False, True, ""),
+        ("wrong", False, True, ""),
+    ]
+    assert proofs.survived(outcomes) == ["as right"]
+
+
+def test_a_further_answer_may_be_a_whole_file(shapes):
+    whole = SHAPES.replace("math.pi", "3")
+    outcomes = proofs.prove(shapes, ["shapes.py"], lambda *_: [proofs.Snippet("mutant", "3", (), whole, whole=True)])
+    assert [found[-1].caught for found in outcomes.values()] == [True] * 3
+
+
+def test_the_report_about_mutants(unit, capsys):
+    assert mutants.main(["--folder", str(unit.parents[1]), "--most", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "mutants caught" in out.splitlines()[1]
+    assert out.splitlines()[2].split()[-3:] == ["1", "of", "1"]
+    assert out.splitlines()[5].split()[-3:] == ["2", "of", "2"]  # all of them
+    assert "survive" not in out
 
 
 def test_shortages(unit):

@@ -6,8 +6,8 @@ student's code runs; the two exchange plain values (`wire`, `remote`). `journal`
 and `report` write the results, `flags` and `similar` find what a person should look at. Answers in prose are marked by
 a person: `marking` writes the page to read, `marks` takes the marks in.
 
-`proofs` tries the checks themselves, with stored right and wrong answers, and `mutants` with generated ones; `benchmark`
-compares the speed with other graders.
+`proofs` tries the checks themselves, with stored right and wrong answers, and `mutants` with generated ones;
+`benchmark` compares the speed with other graders; `gradescope` makes an autograder.
 
 What is trusted with what is in README.md, beside this file.
 """

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _refuse("the course has no unit with a notebook and a checks.py")
         students = collect.students(options.folder, bases, skip=options.out)
         options.out.mkdir(parents=True, exist_ok=True)
-        journal = Journal(options.out / NAME, options.seed, fresh=secrets.randbelow(2**31))
+        journal = Journal(options.out / NAME, options.seed, fresh=secrets.randbelow(2**48))
     except (NotebookError, FileNotFoundError, ValueError) as error:
         return _refuse(str(error))
     except OSError as error:
@@ -117,11 +117,10 @@ def _progress(graded: Iterator[Row], total: int, rows: list[Row]) -> Iterator[Ro
     """Add the rows that are graded to `rows`, and yield them; show how many there are, and when all will be."""
     shape = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     with tqdm(total=total, desc="grading", bar_format=shape, smoothing=0) as bar:
-        began, done = time.time(), 0
-        for row in graded:
+        began = time.time()
+        for done, row in enumerate(graded, 1):
             rows.append(row)
             yield row
-            done += 1
             ready = began + (time.time() - began) * (done + max(0, total - len(rows))) / done
             bar.set_postfix_str(time.strftime("ready at %H:%M:%S", time.localtime(ready)), refresh=False)
             bar.total = max(total, len(rows))
@@ -148,8 +147,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("jobs", "timeout", "memory"):
         if getattr(options, name) <= 0:
             parser.error(f"--{name} must be positive")
-    if options.seed is not None and not 0 <= options.seed < 2**32:
-        parser.error("--seed must be at least 0 and below 2**32")
+    if options.seed is not None and not 0 <= options.seed < 2**63:
+        parser.error("--seed must be at least 0 and below 2**63")
     return options
 
 

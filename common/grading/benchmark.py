@@ -403,7 +403,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(folder: Path, few: int, many: int, keep: Path | None) -> int:
     root = course.find_root()
     notebook, right, wrong = _lab(root, folder / "solutions")
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON"))}
+    variables = {
+        name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON", "OMP"))
+    }
     variables |= {"COURSE_SCALE": "quick", "PYTHONPATH": str(root), "JUPYTER_PREFER_ENV_PATH": "1"}
     variables |= {"JUPYTER_CONFIG_DIR": str(folder / "jupyter"), "IPYTHONDIR": str(folder / "ipython")}
     bench = _Bench(folder, root, notebook, variables)

@@ -41,7 +41,6 @@ class Job:
         seed: chooses the inputs of the checks.
         step_seconds: for each step, with its check.
         seconds: for all of them.
-        worker: how the worker is started that the answers run in.
     """
 
     steps: tuple[Step, ...]
@@ -50,11 +49,10 @@ class Job:
     seed: int
     step_seconds: float
     seconds: float
-    worker: Settings
 
 
-def start(job: Job, pipe: Connection) -> None:
-    """Do `job` in this process, which ends with it; see `common.grading.judge.work`."""
+def start(settings: Settings, job: Path, pipe: Connection) -> None:
+    """Do the job in the file `job`, and end the process; see `common.grading.judge.work`."""
     from common.grading.judge import work
 
-    work(job, pipe)
+    work(settings, job, pipe)

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import pickle
 import select
 import shutil
 import signal
@@ -25,11 +26,11 @@ import torch
 from common.checks import Check, find
 from common.grading import sandbox
 from common.grading.job import Job, Step
-from common.grading.remote import Worker, WorkerLost
+from common.grading.remote import Worker, WorkerLost, trimmed
 
 
-def work(job: Job, pipe: Connection) -> None:
-    """Do `job` and end the process.
+def work(settings: sandbox.Settings, file: Path, pipe: Connection) -> None:
+    """Start a worker, do the job that lies pickled in a file of the grader's, and end the process.
 
     Each line written to `pipe` is one JSON message, sent as soon as it is known: `{"start": label}` before
     a step runs, `{"answer": slug, ...}` when it has been judged, `{"remark": text}`, and at the end `{"lost": why}`
@@ -38,16 +39,19 @@ def work(job: Job, pipe: Connection) -> None:
     os.setsid()  # a process group of our own, which can be killed whole
 
     def send(message: dict[str, Any]) -> None:
-        data = json.dumps(message).encode() + b"\n"
+        data = json.dumps(_trimmed(message)).encode() + b"\n"
         while data:
             data = data[os.write(pipe.fileno(), data) :]
 
     try:
         silence()
-        sandbox.shield()
         torch.set_num_threads(1)
-        worker = Worker(job.worker)  # before anything is loaded that it must not have
-        threading.Thread(target=_die_with_the_reader, args=(pipe, job.worker.folder), daemon=True).start()
+        worker = Worker(settings)  # before anything is loaded that it must not have: job, checks
+        sandbox.shield()
+        sandbox.limit_memory(settings.memory)
+        threading.Thread(target=_die_with_the_reader, args=(pipe, settings.folder), daemon=True).start()
+        job: Job = pickle.loads(file.read_bytes())
+        file.unlink()  # before an answer runs
         sys.dont_write_bytecode = True
         checks = find(load(job.checks))
         hidden = find(load(job.hidden)) if job.hidden else {}
@@ -66,7 +70,7 @@ def work(job: Job, pipe: Connection) -> None:
 def _run(job: Job, worker: Worker, checks: dict[str, Check], hidden: dict[str, Check], send: Any) -> None:
     began = time.monotonic()
     worker.limit = job.step_seconds
-    worker.call("write", {step.label: step.source for step in job.steps if step.kind == "file"})
+    worker.command("write", {step.label: step.source for step in job.steps if step.kind == "file"})
     for step in job.steps:
         send({"start": step.label})
         worker.limit = max(0.1, min(job.step_seconds, began + job.seconds - time.monotonic()))
@@ -132,7 +136,16 @@ def silence() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    sys.stdin, sys.stdout, sys.stderr = (open(stream, mode, closefd=False) for stream, mode in enumerate("rww"))
+    sys.stdin, sys.stdout, sys.stderr = (open(stream, mode, closefd=False) for stream, mode in enumerate("rww"))  # noqa: SIM115
+
+
+def _trimmed(value: Any) -> Any:
+    """Return a message in which no text is too long: a case may repeat what the answer has returned."""
+    if isinstance(value, str):
+        return trimmed(value)
+    if isinstance(value, dict):
+        return {key: _trimmed(item) for key, item in value.items()}
+    return [_trimmed(item) for item in value] if isinstance(value, list) else value
 
 
 def _die_with_the_reader(pipe: Connection, folder: Path) -> None:

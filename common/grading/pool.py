@@ -12,6 +12,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import tempfile
@@ -227,6 +228,7 @@ class _Run:
         self._process.close()
         self._pipe.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._job.unlink(missing_ok=True)
 
     def start(self) -> None:
         """Start a judge for what is left to do."""
@@ -240,11 +242,14 @@ class _Run:
             settings.seed,
             settings.timeout / 4,
             left,
-            sandbox.Settings(self._folder, base.folder, settings.memory, int(settings.timeout), settings.contained),
         )
+        worker = sandbox.Settings(self._folder, base.folder, settings.memory, int(settings.timeout), settings.contained)
         self._pipe, theirs = self._context.Pipe(duplex=False)
         os.set_blocking(self._pipe.fileno(), False)
-        self._process = self._context.Process(target=start, args=(job, theirs))
+        with tempfile.NamedTemporaryFile(prefix="job-", delete=False) as file:
+            pickle.dump(job, file)
+        self._job = Path(file.name)
+        self._process = self._context.Process(target=start, args=(worker, self._job, theirs))
         self._process.start()
         theirs.close()
         self._buffer, self._lost = b"", ""

@@ -7,7 +7,7 @@ import contextlib
 import gc
 import os
 
-import torch._dynamo  # a second that torch would else take at the first module or optimiser of each submission
+import torch._dynamo  # noqa: F401  (a second that torch would else take at the first module or optimiser of each submission)
 
 import common.grading.judge
 import common.grading.worker  # noqa: F401  (IPython and common.checks with it)

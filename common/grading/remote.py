@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import re
 import signal
-import socket
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -80,7 +79,7 @@ class Worker:
         if self.lost:
             raise WorkerLost(f"not run: an earlier case {self.lost}")
         try:
-            self._channel.send((method, arguments))
+            self._channel.send((method, arguments), self._deadline)
             reply = self._channel.receive(self._deadline)
         except TimeoutError:
             self._lose(f"takes longer than {self._limit:.0f} s (an endless loop?)", ask=True)
@@ -95,16 +94,27 @@ class Worker:
                 _raise(kinds, raised, said)
         self._lose("disturbs the messages of its worker")
 
+    def command(self, method: str, *arguments: Any) -> Any:
+        """Call a method in which no code of the student's should raise anything, or end the worker.
+
+        Raises:
+            WorkerLost: there is no answer, or an exception.
+        """
+        try:
+            return self.call(method, *arguments)
+        except RemoteError as error:
+            self._lose(f"breaks its worker ({error.text.splitlines()[0][:LONGEST_KIND] if error.text else ''})")
+
     def text(self, method: str, *arguments: Any) -> tuple[str, list[str]]:
         """Call a method that returns a text, what went wrong, and remarks."""
-        match self.call(method, *arguments):
+        match self.command(method, *arguments):
             case (str(text), list(remarks)) if all(isinstance(remark, str) for remark in remarks):
                 return trimmed(text), [trimmed(remark) for remark in remarks[:50]]
         self._lose("disturbs the messages of its worker")
 
     def answer(self, name: str, file: str) -> Answer | None:
         """Return what stands for an answer; None when the cell or file does not define it."""
-        found = self.call("answer", name, file)
+        found = self.command("answer", name, file)
         if found is None or isinstance(found, Answer):
             return found
         self._lose("disturbs the messages of its worker")

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import common
+from common.grading import seccomp
 
 with contextlib.suppress(ImportError):  # on Windows, where nothing is graded
     import resource
@@ -34,6 +35,7 @@ LARGEST_FILE = 256 * 2**20  # bytes; of all files together twice as much
 MOST_PROCESSES = 64  # and threads
 MOST_FILES = 256  # open at a time
 NOBODY = 65534
+FIRST_USER, USERS = 20_000, 40_000  # where there are no namespaces, root lets each worker be a user of its own
 LONGEST_WORDS = 8192  # bytes of what a worker says about its end
 OVER_MEMORY = 99  # how the outer process ends when the inner ones use too much
 
@@ -103,6 +105,8 @@ class Process:
         else:
             os.kill(self._pid, signal.SIGKILL)  # the inner process is told by the kernel
             os.waitpid(self._pid, 0)
+        if self._pid == self._inner:
+            _kill_user(_own_user(self._pid))
         os.set_blocking(self._words, False)
         with contextlib.suppress(BlockingIOError):
             self.last_words = os.read(self._words, LONGEST_WORDS).decode(errors="replace")
@@ -149,6 +153,21 @@ def start(serve: Serve, settings: Settings) -> tuple[Process, socket.socket]:
     return Process(pid, inner, words), ours
 
 
+def _kill_user(user: int) -> None:
+    """End all processes of a user that a worker was, if there is one."""
+    for _ in range(100 if os.getuid() == 0 else 0):  # again, since one may have started another
+        found = []
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with contextlib.suppress(OSError):
+                said = status.read_text()
+                if f"\nUid:\t{user}\t" in said and "\nState:\tZ" not in said:
+                    os.kill(int(status.parent.name), signal.SIGKILL)
+                    found.append(status)
+        if not found:
+            return
+        time.sleep(0.01)
+
+
 def missing() -> str:
     """Try to contain a process; return why that cannot be done here, or ''."""
     if sys.platform != "linux":
@@ -166,14 +185,12 @@ def missing() -> str:
 
 def dangers() -> str:
     """Say what code can do that is not contained, for a person who decides whether to run it."""
-    if os.getuid() == 0 and _is_open():
-        rights = "as the user nobody: it can read what everybody can read"
-    else:
-        rights = "with your rights: it can read and change your files and end your processes"
-    return f"it runs {rights}; it can use the network, and leave processes behind"
+    if os.getuid() == 0 and is_open():
+        return "it runs as a user of its own: it can read what everybody can read, and use the network"
+    return "it runs with your rights: it can change your files, end your processes, leave others, and use the network"
 
 
-def _is_open() -> bool:
+def is_open() -> bool:
     """Whether everybody can read what a worker needs."""
     paths = [Path(path).resolve() for path in (sys.prefix, sys.base_prefix, *common.__path__)]
     return all(folder.stat().st_mode & 0o001 for path in paths for folder in (path, *path.parents))
@@ -262,6 +279,7 @@ def _become_worker(
                 tell(str(pid))
                 os.closerange(3, os.sysconf("SC_OPEN_MAX"))
                 _end_like(os.waitpid(pid, 0)[1])
+            _die_with_parent()
             _mount_root(settings.folder)
             signals = {signal.SIGCHLD, signal.SIGUSR1}
             signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -271,8 +289,8 @@ def _become_worker(
         for name, content in files.items():
             (settings.folder / name).write_bytes(content)
             (settings.folder / name).chmod(0o666)  # the student's own may take its place
-        _drop_rights(settings)
-        _limit(settings, in_use)
+        alone = _drop_rights(settings)
+        _limit(settings, in_use, alone=alone)
         os.chdir(settings.folder)
     except (OSError, ValueError) as error:
         tell(f"!{error}")
@@ -313,15 +331,14 @@ def _end_like(status: int) -> NoReturn:
 
 
 def _memory_of_all() -> int:
-    """Bytes that the processes in the namespace use, when the code has started some; of one there is a limit."""
-    try:
-        numbers = [name for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        return 0
+    """Bytes that the processes in the namespace use, what they share counted once where the kernel tells."""
     total = 0
-    for number in numbers if len(numbers) > 2 else ():
-        with contextlib.suppress(OSError), open(f"/proc/{number}/smaps_rollup") as file:
-            total += sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            lines, names = status.read_text(), ("RssAnon:", "RssShmem:")
+            with contextlib.suppress(OSError):  # a process may hide it
+                lines, names = (status.parent / "smaps_rollup").read_text(), ("Pss_Anon:", "Pss_Shmem:")
+            total += sum(int(line.split()[1]) * 1024 for line in lines.splitlines() if line.startswith(names))
     return total
 
 
@@ -381,24 +398,43 @@ def _mount(source: str | Path, target: str | Path, kind: str, flags: int, option
     _call("mount", *parts)
 
 
-def _drop_rights(settings: Settings) -> None:
-    """Become a user without rights, for good."""
-    if os.getuid() == 0 and (settings.contained or _is_open()):
+def _drop_rights(settings: Settings) -> bool:
+    """Become a user without rights, for good; return whether nobody else is this user."""
+    alone = settings.contained
+    if os.getuid() == 0 and (settings.contained or is_open()):
+        alone = True
+        user = NOBODY if settings.contained else _own_user(os.getpid())
         if not settings.contained:
-            os.chown(settings.folder, NOBODY, NOBODY)
+            os.chown(settings.folder, user, user)
+            for file in settings.folder.iterdir():
+                os.chown(file, user, user)
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
     if sys.platform == "linux":
         header, none = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
         _call("capset", header, none)
         _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         _call("prctl", _PR_SET_DUMPABLE, int(settings.contained), 0, 0, 0)  # `_watch` reads how much memory it uses
+        with contextlib.nullcontext() if settings.contained else contextlib.suppress(OSError):
+            seccomp.apply(_call)
         _die_with_parent()
+    return alone
+
+
+def _own_user(pid: int) -> int:
+    return FIRST_USER + pid % USERS
 
 
 def _die_with_parent() -> None:
     _call("prctl", _PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def limit_memory(more: int) -> None:
+    """Let this process use so many bytes more than it does now."""
+    if sys.platform == "linux":
+        limit = _memory_in_use() + more
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _memory_in_use() -> int:
@@ -408,12 +444,12 @@ def _memory_in_use() -> int:
     return int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
 
 
-def _limit(settings: Settings, in_use: int) -> None:
+def _limit(settings: Settings, in_use: int, *, alone: bool) -> None:
     """Limit this process; a limit that the system does not know is left out."""
     limits = {"CORE": 0, "CPU": settings.seconds + 10, "FSIZE": LARGEST_FILE, "NOFILE": MOST_FILES}
     if sys.platform == "linux":
         limits["DATA"] = in_use + settings.memory
-    if settings.contained:  # else it would count all processes of this user
+    if alone:  # else it would count all processes of this user
         limits["NPROC"] = MOST_PROCESSES
     for name, value in limits.items():
         with contextlib.suppress(AttributeError, ValueError, OSError):

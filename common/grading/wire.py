@@ -19,15 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LONGEST_JSON = 16 * 2**20  # bytes of one message
+LONGEST_JSON = 2 * 2**20  # bytes of one message; as lists they take fifty times as much
 LARGEST_BLOB = 256 * 2**20
 DEEPEST = 50  # lists in lists
 _HEADER = struct.Struct("!IQ")
-_MOVED = {
-    name: getattr(torch, name)
-    for name in "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex64 "
-    "complex128".split()
-}
+_WIDTHS = {"uint": (8, 16, 32, 64), "int": (8, 16, 32, 64), "float": (16, 32, 64), "complex": (64, 128)}
+_NAMES = ("bool", "bfloat16", *(f"{kind}{width}" for kind, widths in _WIDTHS.items() for width in widths))
+_MOVED = {name: getattr(torch, name) for name in _NAMES}
 
 Wrap = Callable[[Any], Any]
 
@@ -49,10 +47,15 @@ class Channel:
         """
         self.sock, self._wrap, self._unwrap = sock, wrap, unwrap
 
-    def send(self, message: Any) -> None:
+    def send(self, message: Any, deadline: float | None = None) -> None:
         """Send a value.
 
+        Args:
+            message: the value.
+            deadline: until when, by `time.monotonic`.
+
         Raises:
+            TimeoutError: the deadline has passed.
             Violation: it is larger than the limits, or nested deeper.
             TypeError: there is something in it that cannot cross.
             OSError: nobody reads.
@@ -63,6 +66,7 @@ class Channel:
         if len(text) > LONGEST_JSON or size > LARGEST_BLOB:
             raise Violation(f"too large: {max(len(text), size) / 2**20:.0f} MB")
         for part in (_HEADER.pack(len(text), size) + text, *blobs):
+            self._wait_until(deadline)
             self.sock.sendall(part)
 
     def receive(self, deadline: float | None = None) -> Any:
@@ -94,16 +98,19 @@ class Channel:
     def _read(self, size: int, deadline: float | None) -> bytearray:
         data = bytearray()
         while len(data) < size:
-            if deadline is not None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError
-                self.sock.settimeout(left)
+            self._wait_until(deadline)
             part = self.sock.recv(min(size - len(data), 2**20))
             if not part:
                 raise EOFError
             data += part
         return data
+
+    def _wait_until(self, deadline: float | None) -> None:
+        """Let the next step at the socket take until then."""
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise TimeoutError
+        self.sock.settimeout(left)
 
 
 def _pack(value: Any, blobs: list[bytes], wrap: Wrap, depth: int) -> Any:
