@@ -22,7 +22,7 @@ import os
 
 def softmax_rows(x):
     found = set()
-    for top in ("@TREE@", "@IN@", "@COURSE@", "@OUT@", "/home", "/root", "/tmp", "/var", "/work", "/srv", "/mnt", "/opt"):
+    for top in ("@TREE@", "@IN@", "@COURSE@", "@OUT@", "/home", "/root", "/tmp", "/var", "/srv", "/mnt", "/opt"):
         for folder, _, names in os.walk(top):
             for name in names[:200]:
                 try:
