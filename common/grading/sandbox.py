@@ -138,8 +138,9 @@ def start(serve: Serve, settings: Settings) -> tuple[Process, socket.socket]:
             _hear(news)  # it has its namespaces
             _map_users(pid)
         os.write(leave, b".")
-        inner = int(_hear(news)) if settings.contained else pid
-        _hear(news)  # it is ready
+        # Either of the two processes may be the first to speak: one knows the other's number, which is then ready.
+        said = [_hear(news) for _ in range(2 if settings.contained else 1)]
+        inner = next((int(line) for line in said if line != "ready"), pid)
     except BaseException:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)

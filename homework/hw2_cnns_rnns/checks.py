@@ -2294,6 +2294,7 @@ def clip_to_norm(answer, case):
     with case("a long gradient keeps its direction", points=1, hint="one norm over all entries of all gradients"):
         demand([10 * gradient for gradient in draw()], 2.0, True)
         demand(draw(), 0.5, True)
+        demand([0.1 * gradient for gradient in draw()], 0.05, True)
         before = draw()
         (after, _) = answer.inputs_after(before, 0.5)
         same = all(torch.equal(was, now) for was, now in zip(before, after, strict=True))
@@ -2808,6 +2809,7 @@ def conv2d_fold(answer, case):
         demand(2, 2, (7, 8), (3, 4), stride=2)
     with case("padding and dilation", points=1, hint="fold into the padded picture, then cut the padding off"):
         demand(2, 2, (5, 4), (3, 3), padding=1)
+        demand(1, 2, (4, 5), (3, 2), padding=3)
         demand(2, 2, (7, 8), (3, 2), dilation=2)
         demand(2, 3, (8, 9), (2, 3), stride=3, padding=1, dilation=2, dtype=torch.float64)
     with case("sum(unfold(x) · c) = sum(x · fold(c))", points=1, hint="what fold and unfold move is the same"):
@@ -5094,6 +5096,11 @@ def demand_small_start(case, built, hidden):
             f"{value.std().item():.3g}; uniform between -1/√H and 1/√H gives at most {bound:.3g} and about "
             f"{bound / 3**0.5:.3g}",
         )
+    whole = torch.cat([value.flatten() for value in built.parameters().values()])
+    case.true(
+        whole.mean().abs() < 4.5 * bound / (3 * len(whole)) ** 0.5,
+        f"the mean of all parameters is {whole.mean().item():.3g}: uniform between -1/√H and 1/√H has the mean 0",
+    )
 
 
 LEFT_OVER = "the first call is right, a second is not: something of the first is left over; keep no state in self"
