@@ -263,6 +263,7 @@ def graded():
                 "seconds": time.monotonic() - began,
             }
     finally:
+        ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)
         shutil.rmtree(root, ignore_errors=True)
 
 
