@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import stat
-import sys
 import zipfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from typing import IO, Any
 from nbformat import NotebookNode
 
 from common import course
-from common.grading import flags, similar
+from common.grading import flags, sandbox, similar
 from common.grading.job import Step
 from common.notebooks import anatomy
 from common.notebooks.anatomy import Answer, NotebookError
@@ -287,9 +286,7 @@ def _read_student(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the grader itself looks after it
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (READING_SECONDS, READING_SECONDS + 1))
-    if sys.platform == "linux":  # elsewhere RLIMIT_DATA does not count all private writable memory
-        in_use = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
-        resource.setrlimit(resource.RLIMIT_DATA, (in_use + READING_MEMORY,) * 2)
+    sandbox.limit_memory(READING_MEMORY)
     try:
         tasks = _tasks(student, entries, bases, unit)
     except Exception as error:

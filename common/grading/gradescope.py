@@ -132,7 +132,7 @@ def _grade(folder: Path, seconds: float) -> dict[str, Any]:
     source = folder / "source"
     close(folder)
     missing = sandbox.missing()
-    if missing and not (os.getuid() == 0 and sandbox.is_open()):
+    if missing and not sandbox.own_users():
         raise PermissionError(f"answers would run with the grader's own rights (not contained: {missing})")
     (base,) = collect.load_units(source)
     with tempfile.TemporaryDirectory() as tmp:

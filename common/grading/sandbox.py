@@ -35,7 +35,9 @@ LARGEST_FILE = 256 * 2**20  # bytes; of all files together twice as much
 MOST_PROCESSES = 64  # and threads
 MOST_FILES = 256  # open at a time
 NOBODY = 65534
-FIRST_USER, USERS = 20_000, 40_000  # where there are no namespaces, root lets each worker be a user of its own
+# Where there are no namespaces, root lets each worker be a user of its own: far from all accounts, or, where there are
+# only the few users that are lent to a container, among these.
+FIRST_USER, FIRST_LENT, LENT = 0x7000_0000, 20_000, 40_000
 LONGEST_WORDS = 8192  # bytes of what a worker says about its end
 OVER_MEMORY = 99  # how the outer process ends when the inner ones use too much
 
@@ -105,7 +107,7 @@ class Process:
         else:
             os.kill(self._pid, signal.SIGKILL)  # the inner process is told by the kernel
             os.waitpid(self._pid, 0)
-        if self._pid == self._inner:
+        if self._pid == self._inner and own_users():
             _kill_user(_own_user(self._pid))
         os.set_blocking(self._words, False)
         with contextlib.suppress(BlockingIOError):
@@ -155,8 +157,8 @@ def start(serve: Serve, settings: Settings) -> tuple[Process, socket.socket]:
 
 
 def _kill_user(user: int) -> None:
-    """End all processes of a user that a worker was, if there is one."""
-    for _ in range(100 if os.getuid() == 0 else 0):  # again, since one may have started another
+    """End all processes of a user that a worker was."""
+    for _ in range(100):  # again, since one may have started another
         found = []
         for status in Path("/proc").glob("[0-9]*/status"):
             with contextlib.suppress(OSError):
@@ -186,9 +188,14 @@ def missing() -> str:
 
 def dangers() -> str:
     """Say what code can do that is not contained, for a person who decides whether to run it."""
-    if os.getuid() == 0 and is_open():
+    if own_users():
         return "it runs as a user of its own: it can read what everybody can read, and use the network"
     return "it runs with your rights: it can change your files, end your processes, leave others, and use the network"
+
+
+def own_users() -> bool:
+    """Whether a worker that is not contained becomes a user of its own."""
+    return sys.platform == "linux" and os.getuid() == 0 and is_open()
 
 
 def is_open() -> bool:
@@ -402,7 +409,7 @@ def _mount(source: str | Path, target: str | Path, kind: str, flags: int, option
 def _drop_rights(settings: Settings) -> bool:
     """Become a user without rights, for good; return whether nobody else is this user."""
     alone = settings.contained
-    if os.getuid() == 0 and (settings.contained or is_open()):
+    if os.getuid() == 0 and (settings.contained or own_users()):
         alone = True
         user = NOBODY if settings.contained else _own_user(os.getpid())
         if not settings.contained:
@@ -424,7 +431,13 @@ def _drop_rights(settings: Settings) -> bool:
 
 
 def _own_user(pid: int) -> int:
-    return FIRST_USER + pid % USERS
+    """The number of the user that a worker becomes which is not contained."""
+    user = FIRST_USER + pid
+    for line in Path("/proc/self/uid_map").read_text().splitlines():
+        first, _, count = map(int, line.split())
+        if first <= user < first + count:
+            return user
+    return FIRST_LENT + pid % LENT
 
 
 def _die_with_parent() -> None:
