@@ -22,6 +22,7 @@ class Notebook:
         title: as it stands in tables, beside the unit's.
         hours: a student's time, such as ``"2-3"``.
         answer_files: the names of the files in the unit's folder that the student completes beside it.
+        artefacts: the names of the files that the completed notebook makes and that are handed in with it.
     """
 
     unit: str
@@ -29,6 +30,7 @@ class Notebook:
     title: str
     hours: str
     answer_files: tuple[str, ...] = ()
+    artefacts: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -190,7 +192,9 @@ def parse(text: str, root: Path) -> Course:
     if len(course.by_folder) < len(units):
         raise ValueError("two units have the same folder")
     for unit in units:
-        files = [name for notebook in unit.notebooks for name in (notebook.file, *notebook.answer_files)]
+        files = [
+            name for notebook in unit.notebooks for name in (notebook.file, *notebook.answer_files, *notebook.artefacts)
+        ]
         if len(set(files)) < len(files):
             raise ValueError(f"{unit.folder} lists a file twice")
     homeless = [unit.folder for unit in units if unit.phase not in {phase.folder for phase in phases}]
@@ -205,6 +209,6 @@ def _unit(entry: dict[str, Any]) -> Unit:
     notebooks = []
     for each in listed:
         each = {"title": title, "hours": hours, **each}
-        each["answer_files"] = tuple(each.get("answer_files", ()))
+        each |= {kind: tuple(each.get(kind, ())) for kind in ("answer_files", "artefacts")}
         notebooks.append(Notebook(unit=folder, **each))
     return Unit(**entry, notebooks=tuple(notebooks))

@@ -89,8 +89,8 @@ def test_graders_that_disagree_are_told():
 def test_the_table_has_the_ratio_to_the_first():
     timings = [Timing("ours", "answers", 8, 0.5, 0.75), Timing("nbgrader", "whole notebook", 8, 30.0, 45.0)]
     *_, first, second = benchmark.table(timings).split("\n")
-    assert first == "| ours | answers | 8 | 0.50 | 0.75 | 1.0 |"
-    assert second == "| nbgrader | whole notebook | 8 | 30.00 | 45.00 | 60.0 |"
+    assert first == "| ours | answers | 8 | 0.50 | 0.75 | 1.0 | 0% |"
+    assert second == "| nbgrader | whole notebook | 8 | 30.00 | 45.00 | 60.0 | 0% |"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans on")

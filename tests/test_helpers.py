@@ -1,5 +1,7 @@
 """runtime, data, training, bench and plots."""
 
+import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -14,6 +16,8 @@ from torch import nn
 
 from common import bench, data, plots, runtime, training
 from common.data import MissingData, images, text
+
+needs_mirror = pytest.mark.skipif("COURSE_DATA" not in os.environ, reason="COURSE_DATA names no mirror of the data")
 
 
 def test_import_common_is_free():
@@ -119,9 +123,54 @@ def test_python_manual_is_english_prose():
     assert words.count("the") > 0.03 * len(words)
 
 
-@pytest.mark.skipif(
-    "COURSE_DATA" not in os.environ, reason="COURSE_DATA names no mirror: Tiny Shakespeare is not there"
-)
+def test_imdb_in_a_mirror(tmp_path, monkeypatch):
+    rows = [{"text": "Fine<br />film", "label": 1}, {"text": "Naïve", "label": 0}]
+    content = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+    (tmp_path / "imdb").mkdir()
+    (tmp_path / "imdb" / "test.jsonl.gz").write_bytes(content)
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path))
+    with pytest.raises(MissingData, match="damaged"):
+        text.imdb("test")
+    monkeypatch.setitem(text._IMDB, "test", hashlib.sha256(content).hexdigest())
+    assert text.imdb("test") == (["Fine<br />film", "Naïve"], [1, 0])
+    with pytest.raises(MissingData, match="is missing"):
+        text.imdb("train")
+
+
+def test_imdb_from_the_hub(monkeypatch):
+    import datasets
+
+    def load_dataset(name, split):
+        if split == "train":
+            raise ConnectionError("no network\nat all")
+        return datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+
+    monkeypatch.delenv("COURSE_DATA", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert text.imdb("test") == (["a", "b"], [0, 1])
+    with pytest.raises(MissingData, match=r"\(no network\)"):
+        text.imdb("train")
+
+
+def test_multi30k_in_a_mirror(tmp_path, monkeypatch):
+    (tmp_path / "multi30k").mkdir()
+    for language, lines in (("de", "Ein Hund.\nZwei Männer.\n"), ("en", "A dog.\nTwo men.\n")):
+        content = gzip.compress(lines.encode())
+        (tmp_path / "multi30k" / f"val.{language}.gz").write_bytes(content)
+        monkeypatch.setitem(text._MULTI30K, f"val.{language}", hashlib.sha256(content).hexdigest())
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path))
+    assert text.multi30k("val") == (["Ein Hund.", "Zwei Männer."], ["A dog.", "Two men."])
+
+
+@needs_mirror
+def test_labelled_reviews_and_translations_of_the_mirror():
+    reviews, labels = text.imdb("test")
+    assert (len(reviews), sum(labels)) == (25_000, 12_500)
+    german, english = text.multi30k("train")
+    assert (len(german), len(english)) == (29_000, 29_000)
+
+
+@needs_mirror
 def test_tiny_shakespeare():
     assert len(text.tiny_shakespeare()) == 1_115_394
 
@@ -180,6 +229,89 @@ def test_fit_stops_at_a_loss_that_is_not_finite_and_at_the_end_of_the_data():
         training.fit(nn.Linear(1, 1), line(2), lambda model, batch: torch.tensor(torch.nan), lr=0.1, steps=2)
     with pytest.raises(ValueError, match="after 3 of 5 steps"):
         training.fit(nn.Linear(1, 1), line(3), squared_error, lr=0.1, steps=5)
+
+
+def test_fit_averages_the_gradients_of_accumulated_batches():
+    whole, parts = nn.Linear(1, 1), nn.Linear(1, 1)
+    parts.load_state_dict(whole.state_dict())
+    ((x, y),) = line(1)
+    training.fit(whole, [(x, y)] * 5, squared_error, lr=0.1, steps=5)
+    halves = [(x[:32], y[:32]), (x[32:], y[32:])] * 5
+    losses = training.fit(parts, halves, squared_error, lr=0.1, steps=5, accumulate=2)
+    assert len(losses) == 5
+    assert torch.allclose(whole.weight, parts.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_fit_computes_in_low_precision_and_keeps_the_weights_in_float32(precision):
+    model, seen = nn.Linear(1, 1), set()
+
+    def loss_of(model, batch):
+        seen.add(model(batch[0]).dtype)
+        return squared_error(model, batch)
+
+    losses = training.fit(model, line(100), loss_of, lr=0.1, steps=100, precision=precision)
+    assert seen == {precision}
+    assert model.weight.dtype == torch.float32
+    assert losses[-1] < 0.02 * losses[0]
+
+
+def noisy_training(file, steps=20, stop_after=None, **more):
+    """A training whose batches and dropout are random."""
+
+    class Killed(Exception):
+        pass
+
+    def batches():
+        generator = torch.Generator().manual_seed(1)
+        for number in range(steps):
+            if number == stop_after:
+                raise Killed
+            x = torch.randn(8, 3, generator=generator)
+            yield x, x.sum(1, keepdim=True)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    with contextlib.suppress(Killed):
+        training.fit(model, batches(), squared_error, lr=0.1, steps=steps, checkpoint=file, checkpoint_every=4, **more)
+    return torch.cat([value.detach().flatten() for value in model.parameters()])
+
+
+def test_fit_resumes_to_the_very_same_weights(tmp_path):
+    whole = noisy_training(None)
+    noisy_training(tmp_path / "run.pt", stop_after=11)
+    assert (tmp_path / "run.pt").exists()
+    assert torch.equal(noisy_training(tmp_path / "run.pt"), whole)
+    assert torch.equal(noisy_training(tmp_path / "run.pt"), whole)  # already at the end
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_fit_refuses_a_damaged_checkpoint_and_one_of_another_training(tmp_path):
+    file = tmp_path / "run.pt"
+    noisy_training(file)
+    with pytest.raises(ValueError, match="Delete it"):
+        training.fit(nn.Linear(1, 1), line(2), squared_error, lr=0.1, steps=2, checkpoint=file)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="Delete it"):
+        noisy_training(file)
+
+
+def test_fit_measures_in_evaluation_mode_and_writes_for_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = nn.Linear(1, 1)
+
+    def measure():
+        assert not model.training
+        assert not model.weight.sum().requires_grad
+        return {"validation/bias": model.bias.item()}
+
+    training.fit(model, line(5), squared_error, lr=0.1, steps=5, measure=measure, measure_every=2, log=tmp_path)
+    curves = EventAccumulator(str(tmp_path))
+    curves.Reload()
+    assert [event.step for event in curves.Scalars("validation/bias")] == [2, 4, 5]
+    assert [event.step for event in curves.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+    assert curves.Scalars("train/lr")[0].value == pytest.approx(0.1)
 
 
 # -- bench --------------------------------------------------------------------------------------------------

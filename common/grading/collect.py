@@ -7,6 +7,7 @@ files are read in a process of their own, so that none of them can hang or fill 
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import multiprocessing
 import os
@@ -28,7 +29,7 @@ from nbformat import NotebookNode
 
 from common import course
 from common.grading import flags, sandbox, similar
-from common.grading.job import Step
+from common.grading.job import LARGEST_ARTEFACT, Step
 from common.notebooks import anatomy
 from common.notebooks.anatomy import Answer, NotebookError
 from common.notebooks.graft import graft
@@ -55,12 +56,13 @@ class AnswerFile:
 
 @dataclass(frozen=True)
 class Part:
-    """A notebook of a unit as it is graded: its name, the TODOs in its cells, and its answer files."""
+    """A notebook of a unit as it is graded: its name, the TODOs in its cells, its answer files, what it makes."""
 
     name: str
     notebook: NotebookNode
     cells: tuple[Answer, ...]
     files: tuple[AnswerFile, ...]
+    artefacts: tuple[str, ...] = ()
 
     @property
     def prose(self) -> list[Answer]:
@@ -155,7 +157,7 @@ def _base(unit: course.Unit, folder: Path) -> Base:
     for one in unit.notebooks:
         notebook = anatomy.read(folder / one.file)
         files = [AnswerFile(name, tuple(anatomy.file_answers(folder / name))) for name in one.answer_files]
-        parts.append(Part(one.file, notebook, tuple(anatomy.answers(notebook)), tuple(files)))
+        parts.append(Part(one.file, notebook, tuple(anatomy.answers(notebook)), tuple(files), one.artefacts))
     checks = (folder / "checks.py").read_text(encoding="utf-8")
     sources = [cell.source for part in parts for cell in part.notebook.cells if anatomy.role(cell) == "setup"]
     local = {file.stem for file in folder.glob("*.py")}
@@ -352,11 +354,11 @@ def _tasks(student: str, entries: Sequence[Path], bases: Sequence[Base], unit: s
     units: dict[str, list[_Candidate]] = {}
     for candidate in candidates:
         units.setdefault(candidate.base.unit, []).append(candidate)
-    tasks = [_task(student, same, remarks) for same in units.values()]
+    tasks = [_task(student, same, files, remarks) for same in units.values()]
     return tasks or _nothing(student, bases, unit, remarks)
 
 
-def _task(student: str, candidates: Sequence[_Candidate], remarks: Sequence[str]) -> Task:
+def _task(student: str, candidates: Sequence[_Candidate], handed_in: Sequence[_File], remarks: Sequence[str]) -> Task:
     """Choose among the files for one unit, and put together what is to be run."""
     base = candidates[0].base
     chosen: dict[str, _Candidate] = {}
@@ -378,7 +380,7 @@ def _task(student: str, candidates: Sequence[_Candidate], remarks: Sequence[str]
     for part in base.parts:
         parts = _by_imports([chosen[file.name] for file in part.files if file.name in chosen])
         parts += [chosen[part.name]] if part.name in chosen else []  # its cells import the files
-        steps = tuple(step for one in parts for step in one.steps)
+        steps = (*_artefacts(handed_in, part, said), *(step for one in parts for step in one.steps))
         if any(step.kind == "answer" for step in steps):
             jobs.append(steps)
     prose = {slug: text for one in chosen.values() for slug, text in one.prose.items()}
@@ -403,7 +405,7 @@ def _codes(base: Base, steps: Sequence[Step]) -> Iterator[flags.Code]:
             todos = base.todos[step.label]
             given = (base.folder / step.label).read_text(encoding="utf-8")
             yield flags.Code(step.label, step.source, flags.places(todos), given)
-        elif not step.file:
+        elif step.kind == "answer" and not step.file:
             yield flags.Code(step.label, step.source, {("", step.name): step.label}, base.stubs[step.label])
 
 
@@ -500,8 +502,23 @@ def _answer_files(
 def _likeness(name: str, wanted: str) -> int:
     """How a file is called: 0 as the course calls it, 1 by a form of that name, 2 otherwise."""
     last = name.split("/")[-1].lower()
-    stem = re.escape(wanted.lower().removesuffix(".py"))
+    stem = re.escape(Path(wanted).stem.lower())
     return 0 if last == wanted.lower() else 1 if re.search(rf"(?<![a-z]){stem}(?![a-z])", last) else 2
+
+
+def _artefacts(files: Sequence[_File], part: Part, remarks: list[str]) -> Iterator[Step]:
+    """Find the files that the completed notebook has made."""
+    for wanted in part.artefacts:
+        same_kind = [file for file in files if file.name.lower().endswith(Path(wanted).suffix)]
+        fitting = [file for file in same_kind if _likeness(file.name, wanted) < 2] or same_kind[:1]
+        fitting.sort(key=lambda file: (_likeness(file.name, wanted), file.name.count("/"), file.name))
+        for file, content in _read(fitting[:1], "artefacts", LARGEST_ARTEFACT, remarks):
+            yield Step("artefact", wanted, hashlib.sha256(content).hexdigest(), str(file.path.absolute()), file.member)
+        if not fitting:
+            remarks.append(f"{wanted} was not handed in; the completed notebook makes it")
+        elif fitting[1:]:
+            others = ", ".join(file.name for file in fitting[1:])
+            remarks.append(f"{fitting[0].name} was taken as {wanted}; not looked at: {others}")
 
 
 def _text(content: bytes) -> str:
@@ -522,10 +539,12 @@ def _text(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class _File:
-    """A file of a submission: its name to show, and what opens it."""
+    """A file of a submission: its name to show, what opens it, its path, and its name in the zip file there."""
 
     name: str
     open: Callable[[], IO[bytes]]
+    path: Path
+    member: str = ""
 
     def read(self, most: int) -> bytes:
         """Return its contents, up to so many bytes."""
@@ -582,9 +601,9 @@ def _files(entries: Sequence[Path], remarks: list[str]) -> Iterator[_File]:
             elif not stat.S_ISREG(path.stat().st_mode):
                 remarks.append(f"{name}: not a file")
             elif path.name.lower().endswith(".zip"):
-                yield from _zipped(_File(name, partial(_opened, path)), remarks)
+                yield from _zipped(_File(name, partial(_opened, path), path), remarks)
             else:
-                yield _File(name, partial(_opened, path))
+                yield _File(name, partial(_opened, path), path)
 
 
 def _zipped(file: _File, remarks: list[str]) -> Iterator[_File]:
@@ -599,4 +618,4 @@ def _zipped(file: _File, remarks: list[str]) -> Iterator[_File]:
         for info in archive.infolist():
             if not info.is_dir() and not any(_is_litter(part) for part in info.filename.split("/")):
                 name = f"{file.name}/{info.filename}"[-LONGEST_REMARK:]
-                yield _File(printable(name), partial(archive.open, info))
+                yield _File(printable(name), partial(archive.open, info), file.path, info.filename)

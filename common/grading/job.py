@@ -9,20 +9,22 @@ from typing import Literal
 
 from common.grading.sandbox import Settings
 
+LARGEST_ARTEFACT = 32 * 2**20  # bytes
+
 
 @dataclass(frozen=True)
 class Step:
-    """Something to run: a setup cell of the course, a student's answer file, or a student's answer.
+    """Something to run: a setup cell of the course, a student's answer file or answer; or a file to put beside them.
 
     Attributes:
-        label: the answer's slug, the name of the answer file, or how messages call the setup cell.
-        source: of the cell or file; "" for an answer in a file.
-        name: what the answer is to define.
-        file: the answer file that holds the answer; "" when it is a cell.
+        label: the answer's slug, the name of the answer file or artefact, or how messages call the setup cell.
+        source: of the cell or file; "" for an answer in a file; the SHA-256 of an artefact.
+        name: what the answer is to define; the path of an artefact.
+        file: the answer file that holds the answer, "" when it is a cell; the name of an artefact in its zip file.
         judged: whether its check is to run; false when that was done by an earlier judge.
     """
 
-    kind: Literal["setup", "file", "answer"]
+    kind: Literal["artefact", "setup", "file", "answer"]
     label: str
     source: str
     name: str = ""

@@ -180,7 +180,8 @@ def _prove(notebook: Path, names: Sequence[str], more: More | None, cores: Any) 
     hidden = find(load(folder / "hidden_checks.py")) if (folder / "hidden_checks.py").is_file() else {}
     _refuse_strangers([checks[todo.slug] for todo in todos if todo.slug in checks], checks, notebook)
     with tempfile.TemporaryDirectory(prefix=FOLDER) as home:
-        for file in folder.glob("*.py"):
+        artefacts = [file for file in folder.glob("answers/*") if file.suffix not in (".py", ".md")]
+        for file in [*folder.glob("*.py"), *artefacts]:
             shutil.copy(file, home)
         os.chdir(home)
         given = sys.modules["checks"]

@@ -99,6 +99,10 @@ class Session:
             self._stubs[name] = path.read_text(encoding="utf-8")
             path.write_text(source, encoding="utf-8")
 
+    def place(self, name: str, content: Tensor) -> None:
+        """Put an artefact of the student, given as its bytes (N,), into the working directory."""
+        (self._folder / name).write_bytes(content.numpy().tobytes())
+
     def load(self, name: str) -> tuple[str, list[str]]:
         """Import an answer file; returns what went wrong, or '', and remarks.
 

@@ -7,6 +7,7 @@ answers; `main` carries the whole branch in one file, `solutions.bundle`::
     <unit>/mlp.py               an answer file, completed, with the TODO lines of main's
     <unit>/answers/<slug>.py    wrong and other right answers
     <unit>/answers/<slug>.md    the explanation of an answer in code
+    <unit>/answers/<artefact>   a file that the solved notebook makes and that its checks need
     <unit>/rubrics/<slug>.md    what earns the points of an answer in prose
     <unit>/hidden_checks.py     the hidden tests
 
@@ -420,8 +421,9 @@ def _collect(root: Path, folder: Path, target: Path, say: Say) -> None:
     """Copy to `target` those files of solutions/ that belong on the branch."""
     syllabus = course.load(root)
     answer_files = {f"{n.unit}/{name}" for unit in syllabus.units for n in unit.notebooks for name in n.answer_files}
+    made = {f"{n.unit}/{name}" for unit in syllabus.units for n in unit.notebooks for name in n.artefacts}
     entries = _manifest(folder).get("files", {})
-    for path in _files(folder):
+    for path in sorted(set(_files(folder)) - made):
         source, entry = folder / path, entries.get(path, {})
         if entry.get("from") == "main" and entry["digest"] == _digest(source):
             continue
@@ -480,6 +482,9 @@ def _incomplete_unit(syllabus: Course, unit: Unit, solved: Path) -> Iterator[str
             yield f"solve {notebook.path} as {FOLDER}/{notebook.path}"
         for name in notebook.answer_files:
             yield from _incomplete_file(syllabus.root, solved, f"{unit.folder}/{name}")
+        for name in notebook.artefacts:
+            if not (solved / unit.folder / "answers" / name).is_file():
+                yield f"run the solved notebook and copy its {name} to {FOLDER}/{unit.folder}/answers"
     in_code = {todo.slug for todo in todos if todo.kind != "markdown"}
     in_prose = {todo.slug: todo.points for todo in todos if todo.kind == "markdown"}
     folder = solved / unit.folder
