@@ -92,9 +92,10 @@ def fit(
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
             scaler.step(optimizer)
+            scale, rate = scaler.get_scale(), float(schedule.get_last_lr()[0])
             scaler.update()
-            rate = float(schedule.get_last_lr()[0])
-            schedule.step()
+            if scaler.get_scale() >= scale:  # else the gradient was infinite in float16, and nothing was changed
+                schedule.step()
             losses.append(total)
             done = len(losses)
             write(done, {"train/loss": total, "train/lr": rate, "train/gradient norm": norm.item()})
