@@ -32,7 +32,10 @@ from common.grading.job import Job, Step, start
 
 STARTUP = 300  # seconds for a judge's first message: the server may still be importing torch
 GRACE = 30  # seconds more than a worker has, for the judge to say so
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS")
+KEPT = (  # the last two for checks that judge a trained model by real data
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS"),
+    *("COURSE_SCALE", "COURSE_DATA"),
+)
 
 State = Literal["graded", "todo", "broken", "stopped", "not run", "missing", "unchecked", "marked"]
 
