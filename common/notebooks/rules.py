@@ -445,4 +445,7 @@ def _secrets(source: str) -> set[tuple[str, ...]]:
         if isinstance(node, Function):
             body = next(_bodies("\n".join(map(ast.unparse, node.body))), [])
             found.add(tuple(body[:RUN]))
-    return {run for run in found if sum(map(len, run)) >= DISTINCTIVE}
+    imports = ("import ", "from ")
+    return {
+        run for run in found if sum(map(len, run)) >= DISTINCTIVE and not all(line.startswith(imports) for line in run)
+    }

@@ -7,6 +7,10 @@ B is the number of texts in a batch, T of tokens, H of heads; D = d_model, d = D
 something to see, False at padding. Token 0 is padding.
 """
 
+import math  # noqa: F401 (for your answers)
+
+import torch  # noqa: F401
+import torch.nn.functional as F  # noqa: F401
 from torch import nn
 
 PAD = 0
