@@ -90,6 +90,7 @@ def rows(course, tmp_path_factory):
         "two": {"model.npy": model(2), "old/model.npy": model(3)},
         "wrong": {"model.npy": model(3)},
         "broken": {"model.npy": b"no array"},
+        "empty": {"model.npy": b""},
         "code": {"model.npy": b"\x80\x04cposix\nsystem\n(S'touch owned'\ntR."},  # a pickle that would run a command
         "none": {},
         "large": {"model.npy": bytes(LARGEST_ARTEFACT + 1)},
@@ -122,6 +123,7 @@ def test_the_artefact_is_found(rows, who):
     [
         ("wrong", "1.5 times the expected", ""),
         ("broken", "allow_pickle", ""),
+        ("empty", "EOFError", ""),
         ("code", "allow_pickle", ""),
         ("none", "FileNotFoundError", "model.npy was not handed in"),
         ("large", "FileNotFoundError", "larger than 32 MB"),

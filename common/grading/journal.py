@@ -77,7 +77,7 @@ class Journal:
 
 def _digest_of_task(task: Task, settings: Settings, unit: str) -> str:
     said = task.student, task.unit, task.files, task.jobs, task.prose, sorted(task.missing), task.remarks, task.flags
-    limits = settings.seed, settings.timeout, settings.memory, settings.contained
+    limits = settings.seed, settings.timeout, settings.memory, settings.contained, os.environ.get("COURSE_SCALE")
     return hashlib.sha256(repr((said, limits, unit)).encode()).hexdigest()
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from common.checks import Check, find
@@ -76,7 +77,7 @@ def _run(job: Job, worker: Worker, checks: dict[str, Check], hidden: dict[str, C
     for step in job.steps:
         send({"start": step.label})
         if step.kind == "artefact":
-            worker.command("place", step.label, torch.frombuffer(bytearray(artefact(step)), dtype=torch.uint8))
+            worker.command("place", step.label, torch.from_numpy(np.frombuffer(bytearray(artefact(step)), np.uint8)))
             continue
         worker.limit = max(0.1, min(job.step_seconds, began + job.seconds - time.monotonic()))
         arguments = (step.label,) if step.kind == "file" else (step.source, step.name, step.file)
