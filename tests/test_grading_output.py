@@ -344,10 +344,24 @@ def test_methods_of_an_answer_file_have_their_own_rules():
     assert (flag["slug"], flag["place"], flag["line"]) == ("net-forward", "net.py", 3)
 
 
+def test_what_a_task_asks_for_is_not_flagged_and_only_where_all_who_use_it_may():
+    answers = {("", "keep"): "keep", ("", "count"): "count"}
+    source = "import tempfile\n\ndef _into(path):\n    return open(path)\n"
+    source += "def keep(path):\n    os.replace(_into(path), tempfile.mkdtemp())\n    os.kill(1, 9)\n"
+    may = {"keep": Rule(allows=("files",)), "count": Rule()}
+
+    def lines(source, rules):
+        return [flag["line"] for flag in flags.find([Code("keep.py", source, answers)], rules)]
+
+    assert lines(source, {}) == [1, 4, 6, 7]
+    assert lines(source, may) == [7]
+    assert lines(source + "def count(x):\n    return _into(x)", may) == [4, 7]
+
+
 def test_what_checks_declare_is_read_without_importing_them():
     source = 'A = ("a", "b")\nB = (*A, "c")\n@check("one", points=3, hidden=2, from_scratch=B)\ndef one(): ...\n'
-    source += '@check("two", points=1, autograd=False)\ndef two(): ...\nraise RuntimeError'
-    assert flags.rules(source) == {"one": Rule(("a", "b", "c")), "two": Rule((), False)}
+    source += '@check("two", points=1, autograd=False, allows=("files",))\ndef two(): ...\nraise RuntimeError'
+    assert flags.rules(source) == {"one": Rule(("a", "b", "c")), "two": Rule((), False, ("files",))}
     assert flags.declared(source)["one"]["hidden"] == 2
 
 

@@ -73,6 +73,7 @@ def check(
     part: str = "",
     autograd: bool = True,
     from_scratch: Sequence[str] = (),
+    allows: Sequence[str] = (),
 ) -> Callable[[CheckFunction], Check]:
     """Make a check of a function `(answer, case)`.
 
@@ -85,6 +86,8 @@ def check(
         autograd: whether the answer may use automatic differentiation; where it may not, using it is a mistake.
         from_scratch: names, or parts of names, of library functions that would be the whole answer. No case looks at
             them: the grader reads them here and shows a person the lines that use them (`common.grading.flags`).
+        allows: "files", "processes" (and threads, and coroutines) or "network", where the task itself asks for it:
+            the grader does not show these lines.
     """
     return lambda function: Check(slug, points, function, hidden=hidden, part=part, autograd=autograd)
 

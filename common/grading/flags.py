@@ -58,6 +58,8 @@ _OF_MODULE = {  # attributes of a module, and what they do
     "numpy": (FILES, {"load", "save", "savez"}),
 }
 _OS_IS_FINE = {"path", "sep", "linesep"}
+_OS_FILES = {"open", "close", "fsync", "replace", "rename", "remove", "unlink", "mkdir", "makedirs", "listdir", "scandir"}
+ALLOWED = {"files": FILES, "processes": PROCESSES, "network": NETWORK}  # what a task may ask for
 _PARENTS = {"Tensor", "Parameter", "ndarray"}
 _POSES = {"__torch_function__", "__torch_dispatch__", "__class__", "__eq__", "__bool__", "__getattribute__"}
 _GIVEN = {
@@ -79,10 +81,17 @@ _REASON_OF_MODULE, _REASON_OF_NAME, _REASON_OF_WORD = _reasons(_MODULES), _reaso
 
 
 class Rule(NamedTuple):
-    """What `@check(...)` says of an answer: names that would be the whole answer, and whether autograd is allowed."""
+    """What `@check(...)` says of an answer.
+
+    Attributes:
+        from_scratch: names that would be the whole answer.
+        autograd: whether automatic differentiation is allowed.
+        allows: keys of `ALLOWED`, for what the task itself asks for.
+    """
 
     from_scratch: tuple[str, ...] = ()
     autograd: bool = True
+    allows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,10 @@ def declared(checks: str) -> dict[str, dict[str, Any]]:
 def rules(checks: str) -> dict[str, Rule]:
     """Return the rule of each answer, from the source of a checks.py."""
     said = declared(checks)
-    return {slug: Rule(tuple(one.get("from_scratch") or ()), one.get("autograd", True)) for slug, one in said.items()}
+    return {
+        slug: Rule(tuple(one.get("from_scratch") or ()), one.get("autograd", True), tuple(one.get("allows") or ()))
+        for slug, one in said.items()
+    }
 
 
 def _literal(node: ast.expr, constants: Mapping[str, Any]) -> Any:
@@ -183,13 +195,18 @@ def find(codes: Sequence[Code], rules: Mapping[str, Rule]) -> list[dict[str, Any
             if not found.get((code.place, line, reason), {}).get("slug"):
                 found[code.place, line, reason] = flag
 
+    allowed: dict[int, list[set[str]]] = {}  # of each piece, what each answer that uses it may do
     for piece in pieces:
-        for line, reason in _foreign(piece.nodes, piece.code.modules, own):
-            add(piece.code, piece.slug, line, reason)
         if piece.slug in rules:
             for part in _with_helpers(piece, helpers):
+                allowed.setdefault(id(part), []).append({ALLOWED[word] for word in rules[piece.slug].allows})
                 for line, reason in _forbidden(part.nodes, rules[piece.slug], own):
                     add(part.code, piece.slug, line, reason)
+    for piece in pieces:
+        fine = set.intersection(*allowed.get(id(piece), [set()]))
+        for line, reason in _foreign(piece.nodes, piece.code.modules, own):
+            if reason not in fine:
+                add(piece.code, piece.slug, line, reason)
     for code in codes:
         for line in _commands(code.source):
             add(code, "", line, "a command of IPython or of the system")
@@ -352,7 +369,7 @@ def _foreign_import(node: ast.Import | ast.ImportFrom, modules: Mapping[str, str
         if of and one.name in _REASON_OF_NAME:
             yield _REASON_OF_NAME[one.name]
         elif of == "os" and one.name not in _OS_IS_FINE:
-            yield PROCESSES
+            yield FILES if one.name in _OS_FILES else PROCESSES
         elif of in _OF_MODULE and one.name in _OF_MODULE[of][1]:
             yield _OF_MODULE[of][0]
 
@@ -365,7 +382,7 @@ def _foreign_attribute(node: ast.Attribute, modules: Mapping[str, str], own: set
     elif module in _OF_MODULE and node.attr in _OF_MODULE[module][1]:
         yield _OF_MODULE[module][0]
     elif module == "os" and node.attr not in _OS_IS_FINE:
-        yield PROCESSES
+        yield FILES if node.attr in _OS_FILES else PROCESSES
     elif node.attr == "__dict__" and not _is_self(node.value):
         yield PROGRAM
     elif module == "checks":

@@ -1308,7 +1308,7 @@ def save_and_die(save_checkpoint):
     return survived, renamed[-1] if renamed else None, whole, left
 
 
-@check("save-checkpoint", points=5)
+@check("save-checkpoint", points=5, allows=("files",))
 def save_checkpoint(answer, case):
     """By reading the file, and by dying in the middle of writing it."""
 
@@ -1440,7 +1440,7 @@ def load_code(load_checkpoint):
     return ""
 
 
-@check("load-checkpoint", points=5)
+@check("load-checkpoint", points=5, allows=("files",))
 def load_checkpoint(answer, case):
     """With files that the check has written."""
 
@@ -1643,6 +1643,12 @@ def look_at_file(classify):
     import os
 
     path = "classifier.onnx"
+    try:
+        classify([])
+    except NotImplementedError:  # nothing is written yet: that comes first
+        raise
+    except Exception:  # what is wrong with the file comes before what that does to the answer
+        pass
     if not os.path.isfile(path):
         return f"there is no file {path} beside the notebook: the section before this task writes it", 0
     size = os.path.getsize(path)
