@@ -430,7 +430,7 @@ def _notebook(name: str, notebook: NotebookNode, bases: Sequence[Base]) -> _Cand
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     slugs = {cell.id for cell in notebook.cells}
     slugs |= {todo.slug for cell in notebook.cells if (todo := anatomy.todo(cell.source))}
-    names = {defined for cell in code for defined in anatomy.defined_names(cell.source)}
+    names = {defined for cell in code for defined in anatomy.own_names(cell.source)}
     sources = {cell.source.strip() for cell in code}
     course_data = notebook.metadata.get("course")
     claimed = course_data.get("unit") if isinstance(course_data, dict) else None
