@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common import runtime
-from common.checks import Answer, always, check
+from common.checks import Answer, alike, always, check
 
 # Library functions that would be the whole answer (see `check`).
 LIBRARY_ATTENTION = (
@@ -50,6 +50,16 @@ def attention_mistakes(q, k, v, mask=None):
         "the scores are divided by the root of the number of keys; d is the size of one key": (
             lambda: shown(q, k, v, mask, scale=k.shape[-2] ** -0.5)
         ),
+        "the scores are divided by the root of the size of a value; d is the size of one key": (
+            lambda: shown(q, k, v, mask, scale=v.shape[-1] ** -0.5)
+        ),
+        "queries see earlier keys only: there is a causal mask that nobody asked for": lambda: (
+            scores.masked_fill(~torch.ones_like(scores).tril().bool(), -torch.inf)
+            .masked_fill(torch.zeros(()).bool() if mask is None else ~mask, -torch.inf)
+            .softmax(-1)
+            .nan_to_num()
+            @ v
+        ),
         "the softmax runs over the queries; the keys are the last axis": (
             lambda: (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-2).nan_to_num() @ v
         ),
@@ -79,6 +89,10 @@ def attention(answer, case):
         both = "the result is a tuple; return the output alone, without the weights"
         case.true(not isinstance(result, tuple), both)
         case.close(result, torch_attention(q, k, v), what="output", mistakes=attention_mistakes(q, k, v))
+        result = answer(100 * q, k, v)
+        case.finite(result, what="the output for scores of some hundreds, whose exponentials overflow,")
+        expected = torch_attention(100 * q, k, v)
+        case.close(result, expected, what="the output for scores of some hundreds", tolerance=1e-3)
     with case("any number of leading axes", points=1, hint="count axes from the end: transpose(-2, -1), dim=-1"):
         for lead in ((), (4,), (2, 2, 3)):
             q, k, v = case.randn(*lead, 4, 6), case.randn(*lead, 5, 6), case.randn(*lead, 5, 6)
@@ -99,7 +113,8 @@ def attention(answer, case):
             "a query that may see nothing gets the mean of all values: those that are hidden": v[1].mean(0).expand(4, 8)
         }
         case.close(result[1], torch.zeros(4, 8), what="the output of such a query", mistakes=mean)
-        case.close(result, torch_attention(q, k, v) * mask[:, :, :1], what="output")
+        all_zero = {"one query that may see nothing makes the whole output 0": torch.zeros(3, 4, 8)}
+        case.close(result, torch_attention(q, k, v) * mask[:, :, :1], what="output", mistakes=all_zero)
     with case("gradients flow, and the inputs stay", points=1, hint="tensor operations only; nothing in place"):
         inputs, upstream = (case.randn(2, 4, 8), case.randn(2, 5, 8), case.randn(2, 5, 8)), case.randn(2, 4, 8)
         mask = torch.arange(5) < torch.tensor([0, 3])[:, None, None]
@@ -111,12 +126,11 @@ def attention(answer, case):
             case.close(ours, theirs, what=f"the gradient for {name}")
 
 
-def fill(case, built, silent=()):
+def fill(case, built):
     """Give a module weights that are larger than fresh ones, so that every effect stands clear of rounding; return
     them."""
     values = {name: 0.3 * case.randn(*value.shape) for name, value in sorted(built.parameters().items())}
     values = {name: value + ("norm" in name and name.endswith("weight")) for name, value in values.items()}
-    values = {name: value * (not any(part in name for part in silent)) for name, value in values.items()}
     built.load_state_dict(values)
     return values
 
@@ -165,6 +179,9 @@ def heads_mistakes(values, x, heads, mask=None):
         "(B, T, D) is reshaped to (B, H, T, d) directly, which mixes tokens and features: split D, then transpose": (
             by(lambda t: t.reshape(B, heads, T, -1), lambda t: t.reshape(B, T, D))
         ),
+        "(B, T, D) is split into (B, H, T, d) directly, which mixes tokens and heads: split D, then transpose": (
+            by(lambda t: t.reshape(B, heads, T, -1), join)
+        ),
         "the heads are joined without exchanging the axes of heads and tokens back": by(
             split, lambda t: t.reshape(B, T, D)
         ),
@@ -176,6 +193,19 @@ def heads_mistakes(values, x, heads, mask=None):
         ),
         "there is only one head": by(lambda t: t[:, None], lambda t: t[:, 0]),
         "the scores are divided by √D; d = D / H is the size of one key": by(split, join, scale=D**-0.5),
+        "queries and keys are exchanged": (lambda: join(torch_attention(split(k), split(q), split(v), mask)) @ out),
+        "the values are the input itself; apply the map v to it": (
+            lambda: join(torch_attention(split(q), split(k), split(x), mask)) @ out
+        ),
+        "queries, keys and values come from one and the same linear map; each has its own": (
+            lambda: join(torch_attention(split(q), split(q), split(q), mask)) @ out
+        ),
+        "the input is added to the result; that is done in the encoder layer": (
+            lambda: x + join(torch_attention(split(q), split(k), split(v), mask)) @ out
+        ),
+        "H and d are exchanged: there are d heads of H features each": by(
+            lambda t: t.view(B, T, D // heads, heads).transpose(1, 2), join
+        ),
         "the last linear map, `out`, is missing": lambda: join(torch_attention(split(q), split(k), split(v), mask)),
         "the weights are used transposed: a linear map is x Wᵀ": lambda: (
             join(torch_attention(*(split(x @ values[f"{name}.weight"]) for name in "qkv"), mask)) @ out.T
@@ -260,6 +290,10 @@ def positions(answer, case):
             "t is multiplied by 10000^(2i/D); divide": table(T, D, lambda t, i, D: t * 10000 ** (2 * i / D)),
             "the first position is 0, not 1": table(T + 1, D)[1:],
             "the base is 1000; it is 10000": table(T, D, lambda t, i, D: t / 1000 ** (2 * i / D)),
+            "the last exponent is 1: 2i is divided by D - 2, not by D": table(
+                T, D, lambda t, i, D: t / 10000 ** (2 * i / max(1, D - 2))
+            ),
+            "all frequencies are 1: the exponent 2i/D is cut to a whole number": table(T, D, lambda t, i, D: t),
             "the exponent is 2i without the division by D": table(T, D, lambda t, i, D: t / 10000.0 ** (2 * i)),
         }
         case.shape(
@@ -331,6 +365,14 @@ def layer_mistakes(values, x, heads, d_ff, hidden=None):
 
         return made
 
+    def by_norm(normed):
+        """Both halves with another norm: normed(x) is scaled and shifted by the norm's weights."""
+        one, two = (lambda t, n=n: normed(t) * values[f"norm{n}.weight"] + values[f"norm{n}.bias"] for n in (1, 2))
+        return sum_of(lambda t: t + attend(one(t)), lambda t: t + forward(two(t)))
+
+    def over_tokens(t):
+        return F.layer_norm(t.mT, t.mT.shape[-1:]).mT
+
     found = {
         "the norms come after the sums (post-norm); here each stands before its half": by(norm_first=False),
         "the activation is a ReLU; it is a GELU": by(activation="relu"),
@@ -352,6 +394,22 @@ def layer_mistakes(values, x, heads, d_ff, hidden=None):
         "both halves start from the same x; the second starts from what the first has made": (
             lambda: x + attend(right.norm1(x)) + forward(right.norm2(x))
         ),
+        "norm1 and norm2 are exchanged": sum_of(
+            lambda t: t + attend(right.norm2(t)), lambda t: t + forward(right.norm1(t))
+        ),
+        "the norm before the attention is missing": sum_of(
+            lambda t: t + attend(t), lambda t: t + forward(right.norm2(t))
+        ),
+        "the norm before the feed-forward part is missing": sum_of(
+            lambda t: t + attend(right.norm1(t)), lambda t: t + forward(t)
+        ),
+        "the norms divide by the unbiased deviation, by D - 1; use nn.LayerNorm": by_norm(
+            lambda t: (t - t.mean(-1, keepdim=True)) / (t.std(-1, keepdim=True) + 5e-6)
+        ),
+        "the norms run over the tokens; nn.LayerNorm runs over the features of each token": by_norm(over_tokens),
+        "the GELU comes after `down`; it stands between `up` and `down`": sum_of(
+            lambda t: t + attend(right.norm1(t)), lambda t: t + F.gelu(right.linear2(right.linear1(right.norm2(t))))
+        ),
         "there are no norms": sum_of(lambda t: t + attend(t), lambda t: t + forward(t)),
         "there is no activation between `up` and `down`": (
             sum_of(lambda t: t + attend(right.norm1(t)), lambda t: t + right.linear2(right.linear1(right.norm2(t))))
@@ -360,6 +418,11 @@ def layer_mistakes(values, x, heads, d_ff, hidden=None):
             sum_of(lambda t: t + forward(right.norm2(t)), lambda t: t + attend(right.norm1(t)))
         ),
     }
+    for other in (1, 2, 3, 4, 6):
+        if other != heads and D % other == 0:
+            found[f"the attention has {other} heads, not the {heads} that were asked for"] = lambda other=other: (
+                torch_layer(values, D, other, d_ff)(x, src_key_padding_mask=hidden)
+            )
     if hidden is not None:
         found["the mask does not arrive at the attention"] = lambda: right(x)
     return found
@@ -381,12 +444,14 @@ def encoder_layer(answer, case):
     with case("agrees with torch's pre-norm layer", points=2, hint="x + f(norm(x)), twice"):
         demand(2, 5, 12, 3, 20)
         demand(3, 4, 8, 2, 40)
+        case.unchanged(answer(12, 3, 20), case.randn(2, 5, 12))
     with case("the mask reaches the attention", points=1, hint="self.attention(..., mask)"):
         demand(2, 5, 12, 3, 20, torch.arange(5) >= torch.tensor([3, 5])[:, None])
     with case("dropout falls on what is added to x", points=1, hint="x + dropout(f(norm(x))): never on x itself"):
-        built, x = answer(12, 3, 20, 1.0), case.randn(2, 5, 12)
+        built, plain, x = answer(12, 3, 20, 1.0), answer(12, 3, 20).eval(), case.randn(2, 5, 12)
         values = fill(case, built)
-        expected = torch_layer(values, 12, 3, 20)(x)
+        plain.load_state_dict(values)
+        expected = plain(x)  # the answer's own result, which another case judges
         case.close(built.eval()(x), expected, what="the result in evaluation mode", mistakes=always(
             "in evaluation mode there is dropout: use nn.Dropout, which eval() switches off (F.dropout: training=...)"
         ))  # fmt: skip
@@ -438,6 +503,12 @@ def masked_mean(answer, case):
             "one token too many is counted: the divisor is the number of real tokens plus 1": (
                 (x * weights).sum(1) / (weights.sum(1) + 1)
             ),
+            "this is the mean over all real tokens of the batch; each text has its own": (
+                x[real].mean(0).expand(len(x), -1)
+            ),
+            "a text without tokens gets the mean of its padding": torch.where(
+                real.any(1)[:, None], (x * weights).sum(1) / weights.sum(1), x.mean(1)
+            ),
         }
 
     with case("the mean over the real tokens", points=1, hint="add up the real ones; divide by how many they are"):
@@ -448,6 +519,7 @@ def masked_mean(answer, case):
         x, real = case.randn(3, 7, 4), torch.arange(7) < torch.tensor([4, 3, 7])[:, None]
         loud = torch.where(real[..., None], x, 1000 * case.randn(3, 7, 4))
         case.close(answer(loud, real), by_loop(x, real), mistakes=mistakes(loud, real))
+        case.unchanged(answer, loud, real)
     with case("a text without tokens gives zeros", points=1, hint="0/0 is NaN: divide by 1 at least"):
         x, real = case.randn(3, 4, 5), torch.arange(4) < torch.tensor([0, 3, 4])[:, None]
         result = answer(x, real)
@@ -473,26 +545,93 @@ def classify_by_torch(values, tokens, heads, layers, d_ff, change=""):
     if norm is not None:
         norm.load_state_dict({"weight": values["norm.weight"], "bias": values["norm.bias"]})
     scale = {"positions": 0.0, "loud": 1.0}.get(change, 0.05)
-    x = F.embedding(tokens, values["embed.weight"]) + scale * table(tokens.shape[1], D)
-    x = encoder(x, src_key_padding_mask=None if change == "attention" else ~real)
-    weights = torch.ones_like(real) if change == "pool" else real
+    T, places = tokens.shape[1], table(LONGEST, D)
+    places = places[LONGEST - T :] if change == "end" else places[1 : T + 1] if change == "from 1" else places[:T]
+    size = {"quiet": 0.05, "root": D**0.5}.get(change, 1.0)
+    x = size * F.embedding(tokens, values["embed.weight"]) + scale * places
+    if change == "unknown":
+        real = tokens > 1
+    seen = {"attention": None, "inverted": real}.get(change, ~real)
+    if change in ("again", "each normed"):
+        first = x
+        for one in encoder.layers:
+            x = one(first if change == "again" else x, src_key_padding_mask=seen)
+            x = norm(x) if change == "each normed" else x
+        x = x if change == "each normed" else norm(x)
+    elif change == "queries":
+        for one in encoder.layers:
+            normed = one.norm1(x)
+            x = x + one.self_attn(normed, normed, normed, need_weights=False)[0] * real[..., None]
+            x = x + one.linear2(F.gelu(one.linear1(one.norm2(x))))
+        x = norm(x)
+    else:
+        if change == "one":
+            encoder.layers = encoder.layers[:1]
+        if change == "late":
+            encoder.norm = None
+        x = encoder(x, src_key_padding_mask=seen)
+    weights = torch.ones_like(real) if change == "pool" else ~real if change == "inverted" else real
     x = x.masked_fill(~weights[..., None], 0.0)
-    pooled = x[:, 0] if change == "first" else x.sum(1) / weights.sum(1, keepdim=True)
+    pooled = x[:, 0] if change == "first" else x.sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
+    pooled = norm(pooled) if change == "late" else pooled
     logits = F.linear(pooled, values["head.weight"], values["head.bias"])
-    return logits.softmax(-1) if change == "softmax" else logits.log_softmax(-1) if change == "log" else logits
+    squeezed = {"softmax": logits.softmax(-1), "log": logits.log_softmax(-1), "sigmoid": logits.sigmoid()}
+    return squeezed.get(change, logits)
 
 
+LONGEST = 16  # max_length of the classifiers that are built here
 CHANGES = {
     "softmax": "these are probabilities: cross_entropy applies a softmax itself, so return the raw logits",
     "log": "these are logarithms of probabilities; return the raw logits",
     "pool": "the mean counts padding: pool over the real tokens only",
+    "queries": "the mask hides what padding sees, not padding itself: the keys are its last axis, (B, 1, 1, T)",
     "attention": "tokens attend to padding: pass the mask (B, 1, 1, T) to the layers",
     "norm": "the norm after the last layer is missing",
     "positions": "the positions are not added: the order of the words is lost",
     "loud": "the positions are not multiplied by 0.05",
     "first": "only the first token is read; pool over all real ones",
     "shared": "all layers have the weights of the first: build each anew",
+    "sigmoid": "there is a sigmoid on the logits; return them raw",
+    "quiet": "the embeddings are multiplied by 0.05, too: only the positions are",
+    "root": "the embeddings are multiplied by √D; here they go in as they are",
+    "end": "the positions are the last rows of the table; the first token has position 0",
+    "from 1": "the positions are counted from 1; the first token has position 0",
+    "unknown": "token 1 is taken for padding: it is [UNK], a real token; only 0 is padding",
+    "inverted": "the mask has the wrong sense: True means a real token",
+    "again": "every layer gets the embeddings; each should get what the layer before it has made",
+    "one": "only the first layer is used",
+    "each normed": "the last norm comes after every layer; it comes once, after the last one",
+    "late": "the norm comes after the mean; it comes before it, on every token",
 }
+
+
+def draws(built, values, tokens, copies=64):
+    """Return what differs from 0 of a logit in training mode that reads one feature of the mean, without bias.
+
+    Dropout on what goes into the head makes it 0, or else scales it; so what is left varies among copies of one text
+    only if there is dropout elsewhere, too.
+    """
+    head = torch.zeros_like(values["head.weight"])
+    head[:, 0] = 1.0
+    built.load_state_dict(values | {"head.weight": head, "head.bias": torch.zeros(len(head))})
+    found = built.train()(tokens.expand(copies, -1))[:, 0]
+    return found[found != 0]
+
+
+def varies(found):
+    """Whether these numbers differ by more than rounding."""
+    return len(found) > 1 and bool(found.max() - found.min() > 1e-4 * found.abs().max())
+
+
+def stays_behind(model, tokens):
+    """Return whether a model on another device (one that computes shapes only) meets a tensor left on the CPU."""
+    try:
+        model.to("meta")(tokens.to("meta"))
+    except RuntimeError as error:
+        return "same device" in str(error) or "expected device" in str(error)
+    except Exception:  # what such a device cannot do is no fault of the model
+        return False
+    return False
 
 
 @check("text-classifier", points=7, from_scratch=LIBRARY_ATTENTION)
@@ -501,7 +640,7 @@ def text_classifier(answer, case):
     V, D, H, L, E = 30, 12, 3, 2, 20
 
     def build(**options):
-        return answer(V, D, H, L, E, 16, **options)
+        return answer(V, D, H, L, E, LONGEST, **options)
 
     def demand(built, values, tokens, what="the logits"):
         expected = classify_by_torch(values, tokens, H, L, E)
@@ -513,16 +652,25 @@ def text_classifier(answer, case):
     with case("its parts have the names of the docstring", points=1, hint="embed, layers, norm, head"):
         built = build(classes=3)
         demand_names(case, built, classifier_names(L))
-        case.shape(built.parameters()["head.weight"], (3, D), what="head.weight")
-        spread = answer(400, D, H, 1, E, 16).parameters()["embed.weight"].std()
+        two = {"there are 2 classes, though 3 were asked for": (2, D)}
+        case.shape(built.parameters()["head.weight"], (3, D), what="head.weight", mistakes=two)
+        spread = answer(400, D, H, 1, E, LONGEST).parameters()["embed.weight"].std()
         case.true(
             0.043 < spread < 0.057,
             f"the embeddings have a standard deviation of {spread:.3f}; draw them from N(0, 0.05²)",
         )
+        behind = built.probe(stays_behind, case.randint(1, V, (2, 5)))
+        case.true(
+            not behind,
+            "when the model is moved to another device, as to a GPU, a tensor stays behind on the CPU: is the table of "
+            "positions a buffer?",
+        )
     with case("agrees with torch's encoder", points=2, hint="embed + 0.05 · positions, layers, norm, mean, head"):
         built = build().eval()
         values = fill(case, built)
-        demand(built, values, case.randint(1, V, (3, 9)))
+        tokens = case.randint(1, V, (3, 9))
+        tokens[1, 4] = 1  # [UNK] is no padding
+        demand(built, values, tokens)
         demand(built, values, case.randint(1, V, (1, 1)), "the logits of a text of one token")
     with case("padding changes nothing", points=2, hint="real = tokens != 0: for the attention, and for the mean"):
         built = build().eval()
@@ -541,17 +689,31 @@ def text_classifier(answer, case):
     ):
         built, tokens = build(dropout=1.0), case.randint(1, V, (3, 9))
         values = fill(case, built)
-        demand(built.eval(), values, tokens, "the logits in evaluation mode")
+        plain = build().eval()
+        plain.load_state_dict(values)
+        known = always("in evaluation mode there is dropout: use nn.Dropout, which eval() switches off")
+        case.close(built.eval()(tokens), plain(tokens), what="the logits in evaluation mode", mistakes=known)
         expected = values["head.bias"].expand(3, 2)
         result, what = built.train()(tokens), "with dropout 1, where only the head's bias is left, the logits"
         known = always("with dropout 1 something still reaches the head: drop what goes in there")
         case.close(result, expected, what=what, mistakes=known)
-        values = fill(case, built, silent=("norm.bias", "attention.out", "down"))
         built = build(dropout=0.5)
-        built.load_state_dict(values)
-        one, other = built.train()(tokens), built(tokens)
+        values = fill(case, built)
+        added = [name for name in values if "attention.out" in name or "down" in name]
+        still = values | {name: torch.zeros_like(values[name]) for name in added}
+        only_positions = still | {"embed.weight": torch.zeros(V, D)}
         case.true(
-            not torch.equal(one, other), "in training mode there is no dropout, although dropout=0.5 was asked for"
+            varies(draws(built, still, tokens[:1])),
+            "with dropout=0.5 in training mode, what goes into the first layer is not dropped",
+        )
+        case.true(
+            varies(draws(built, only_positions, tokens[:1])),
+            "only the embeddings are dropped; what goes into the first layer is their sum with the positions",
+        )
+        nothing = values | {"embed.weight": -0.05 * table(1, D).expand(V, D)}  # + the first position: 0, dropped or not
+        case.true(
+            varies(draws(built, nothing, tokens[:1, :1])),
+            "there is no dropout in the layers: pass its probability on to each EncoderLayer",
         )
     with case("gradients reach all weights", points=1, hint="no .detach(); every layer is used"):
         built, tokens = build(), case.randint(1, V, (3, 9))
@@ -623,6 +785,21 @@ def warmup_cosine(answer, case):
             "after `total` the cosine goes on, and up again; keep min_lr from there": torch.where(
                 after, min_lr + (max_lr - min_lr) * (1 + (math.pi * (at - warmup) / (total - warmup)).cos()) / 2, right
             ),
+            "it begins at twice the height: (1 + cos) goes from 2 to 0, so half of it is asked": (
+                from_here(min_lr + (max_lr - min_lr) * (1 + (math.pi * share).cos()))
+            ),
+            "it is a whole period of the cosine, down and up again; half of one goes from 1 to -1": (
+                from_here(min_lr + (max_lr - min_lr) * (1 + (2 * math.pi * share).cos()) / 2)
+            ),
+            "the cosine has the wrong sign: the rate rises from min_lr to max_lr": (
+                from_here(min_lr + (max_lr - min_lr) * (1 - (math.pi * share).cos()) / 2)
+            ),
+            "π is missing: half a period of the cosine ends at π, not at 1": (
+                from_here(min_lr + (max_lr - min_lr) * (1 + share.cos()) / 2)
+            ),
+            "the line is 0 throughout: // cuts step / warmup to a whole number": (
+                torch.where(line, torch.zeros_like(right), right)
+            ),
             "after `total` the rate is 0; keep min_lr": torch.where(after, torch.zeros_like(right), right),
         }
         mistakes = {name: wrong / max_lr for name, wrong in mistakes.items()}
@@ -641,14 +818,15 @@ def warmup_cosine(answer, case):
         demand([0, 1, 5, 10], 1e-2, 1e-3, 0, 10, "the rates without warmup")
 
 
-def clip_and_look(clip, gradients, max_norm):
+def clip_and_look(clip, gradients, max_norm, often=False):
     """Clip parameters with these gradients; return what was returned, the gradients then, and whether they were
-    replaced."""
-    parameters = [nn.Parameter(torch.zeros(3 if g is None else g.shape)) for g in gradients]
+    replaced. With `often`, the parameters are a list, which can be gone through as often as one likes."""
+    parameters = [nn.Parameter(torch.full((3,) if g is None else g.shape, 3.0)) for g in gradients]
     for p, g in zip(parameters, gradients):  # noqa: B905
         p.grad = None if g is None else g.clone()
     before = [p.grad for p in parameters]
-    norm = clip((p for p in parameters), max_norm)  # like model.parameters(): to be gone through once
+    given = parameters if often else (p for p in parameters)  # like model.parameters(): to be gone through once
+    norm = clip(given, max_norm)
     return norm, [p.grad for p in parameters], before, [p.detach() for p in parameters]
 
 
@@ -666,12 +844,19 @@ def clip_gradients(answer, case):
             p.grad = g.clone()
         nn.utils.clip_grad_norm_(right, max_norm)
         case.true(
-            all(not p.any() for p in parameters),
+            all(bool((p == 3).all()) for p in parameters),
             "the parameters themselves are changed; only their gradients should be",
         )
         missing = "a gradient has become None"
         case.true(all(g is not None for g in after), missing)
         flat, total = joined(gradients), joined(gradients).norm()
+        if torch.equal(joined(after), flat) and total > max_norm:
+            again = joined(answer.probe(clip_and_look, gradients, max_norm, True)[1])
+            case.true(
+                torch.equal(again, flat),
+                "nothing has changed: `parameters` is a generator here, as model.parameters() makes it, which can be "
+                "gone through once; a second loop finds nothing",
+            )
         alone = [g * (max_norm / (g.norm() + 1e-6)).clamp(max=1) for g in gradients]
         mistakes = {
             "nothing has changed, though the norm is larger than max_norm": flat,
@@ -689,6 +874,13 @@ def clip_gradients(answer, case):
                 flat * (max_norm / (sum(g.norm() for g in gradients) + 1e-6)).clamp(max=1)
             ),
             "the gradients are divided by the norm, but max_norm is forgotten": flat / (total + 1e-6),
+            "the norm of the first gradient is used; take that of all together": (
+                flat * (max_norm / (gradients[0].norm() + 1e-6)).clamp(max=1)
+            ),
+            "the mean of the squares is used; they add up": (
+                flat * (max_norm / (flat.square().mean().sqrt() + 1e-6)).clamp(max=1)
+            ),
+            "the factor is upside down: the gradients are longer now": flat * total / max_norm,
             "the largest of the norms is used; take that of all together": (
                 flat * (max_norm / (max(g.norm() for g in gradients) + 1e-6)).clamp(max=1)
             ),
@@ -721,16 +913,16 @@ def clip_gradients(answer, case):
             "this is the norm of the last gradient alone": gradients[-1].norm(),
             "this is the square of the norm": flat.square().sum(),
         }
-        case.close(
-            torch.tensor(norm) if isinstance(norm, float) else norm, flat.norm(), what="the norm", mistakes=mistakes
-        )
+        number = "the norm is a plain number; return a tensor without axes (no .item(), no float())"
+        case.true(not isinstance(norm, (int, float)), number)
+        case.close(norm, flat.norm(), what="the norm", mistakes=mistakes)
 
 
-def optimize(make, starts, gradients, groups, rates, saved_at):
+def optimize(make, starts, gradients, groups, rates, saved_at, look=False):
     """Run an optimizer over given gradients, one list for each step; return the parameters at last and between.
 
     A gradient may be None. `rates` sets the learning rate of each step. At step `saved_at` everything is put into a
-    fresh optimizer by its state_dict.
+    fresh optimizer by its state_dict. With `look`, the last thing returned is whether a gradient was changed.
     """
     parameters = [nn.Parameter(start.clone()) for start in starts]
 
@@ -739,7 +931,7 @@ def optimize(make, starts, gradients, groups, rates, saved_at):
             return make(parameters, **groups[0])
         return make([{"params": [p], **group} for p, group in zip(parameters, groups)])  # noqa: B905
 
-    optimizer, history = made(), []
+    optimizer, history, spoiled = made(), [], False
     for number, step in enumerate(gradients):
         if number == saved_at:
             state = optimizer.state_dict()
@@ -751,7 +943,66 @@ def optimize(make, starts, gradients, groups, rates, saved_at):
             group["lr"] = rates[number]
         optimizer.step()
         history.append([p.detach().clone() for p in parameters])
+        spoiled = spoiled or any(
+            gradient is not None and not torch.equal(p.grad, gradient)
+            for p, gradient in zip(parameters, step)  # noqa: B905
+        )
+    return [*history, spoiled] if look else history
+
+
+def by_hand(starts, gradients, options, change):
+    """Return the parameters after each step of an AdamW that makes one mistake."""
+    lr, (b1, b2), eps, decay = options["lr"], options["betas"], options["eps"], options["weight_decay"]
+    values, history, together = [start.clone() for start in starts], [], 0
+    m, v, t = [torch.zeros_like(p) for p in values], [torch.zeros_like(p) for p in values], [0] * len(values)
+    if change == "v from 1":
+        v = [torch.ones_like(p) for p in values]
+    for number, step in enumerate(gradients):
+        for i, (p, g) in enumerate(zip(values, step, strict=True)):
+            if g is None and change == "zeros":
+                g = torch.zeros_like(p)
+            if g is None:
+                p.mul_(1 - lr * decay if change == "decay all" else 1)
+                continue
+            t[i], together = t[i] + 1, together + 1
+            n = {"each counts": together, "steps": number + 1}.get(change, t[i])
+            first, new = (m[i], v[i]) if change != "anew" else (torch.zeros_like(p), torch.zeros_like(p))
+            if change == "from g" and n == 1:
+                first, new = g.clone(), g * g
+            p.mul_(1 - lr * decay)
+            late = first
+            m[i] = b1 * first + (g if change == "whole g" else (1 - b1) * g)
+            v[i] = (1 if change == "sum" else b2) * new + (1 - b2) * (g.abs() if change == "abs" else g * g)
+            c1, c2 = (1 - b1, 1 - b2) if change == "no power" else (1 - b1**n, 1 - b2**n)
+            p.sub_(lr * ((late if change == "late" else m[i]) / c1) / ((v[i] / c2).sqrt() + eps))
+        history.append([p.clone() for p in values])
     return history
+
+
+ADAM = {
+    "no power": "the bias is corrected by 1 - beta in each step; after step 1 it is 1 - beta^t",
+    "anew": "m and v begin at 0 again in each step; after step 1 they should remember",
+    "from g": "m and v begin with the first gradient; they begin at 0",
+    "whole g": "g is added to m as a whole; it gets the share 1 - beta1",
+    "v from 1": "v begins at 1; it begins at 0",
+    "late": "p is moved by the m of the step before: update m first",
+    "sum": "v adds up the squares without forgetting any: beta2 is missing",
+    "abs": "v is made of |g|; it is made of g²",
+    "each counts": "t counts for all parameters together; after step 1 each has a t of its own, in self.state[p]",
+    "steps": "t counts the optimizer's steps; after step 1 a parameter's own t is how often it was moved itself",
+    "decay all": "a parameter without a gradient decays; after step 1 it should be as it was",
+    "zeros": "a missing gradient is taken for zeros, so that p moves on; after step 1 it should be as it was",
+}
+
+
+def adam_mistakes(starts, gradients, options, number):
+    """Return what these mistakes make of all parameters after a step."""
+    return {
+        sentence: lambda change=change: torch.cat(
+            [p.flatten() for p in by_hand(starts, gradients, options, change)[number]]
+        )
+        for change, sentence in ADAM.items()
+    }
 
 
 def call_with_closure(make, start, options):
@@ -798,6 +1049,9 @@ def adamw(answer, case):
             ),
             "the root of v is missing": decayed - lr * g / (g * g + eps),
             "the decay is not multiplied by lr": start * (1 - weight_decay) - lr * adam,
+            "eps is missing": decayed - lr * g.sign(),
+            "the decay comes after the step; p shrinks first": (start - lr * adam) * (1 - lr * weight_decay),
+            "the decay is done twice": decayed - lr * adam - lr * weight_decay * decayed,
             "the sign is wrong: p grows along the gradient": decayed + lr * adam,
             "t begins at 0, so the first step divides by 0 or not at all; it is 1 in the first step": start,
             "t is 2 in the first step: count it up once": (
@@ -811,7 +1065,12 @@ def adamw(answer, case):
         found = answer.probe(optimize, [start], [[g]], [DEFAULTS], [], -1)[0][0]
         case.finite(found, what="p after one step")
         expected = of_torch([start], [[g]], [DEFAULTS], [], -1)[0][0]
-        case.close(found, expected, what="p after one step", mistakes=first_steps(start, g, **DEFAULTS))
+        mistakes = first_steps(start, g, **DEFAULTS)
+        for change in ("whole g", "v from 1", "late", "from g", "abs"):
+            mistakes[ADAM[change]] = by_hand([start], [[g]], DEFAULTS, change)[0][0]
+        case.close(found, expected, what="p after one step", mistakes=mistakes)
+        spoiled = answer.probe(optimize, [start], [[g]], [DEFAULTS], [], -1, True)[-1]
+        case.true(not spoiled, "the gradient itself is changed: p.grad is not the optimizer's, so work on a copy")
     with case("many steps", points=1, hint="m and v remember; t counts up"):
         arguments = (
             [case.randn(4, 5), case.randn(3)],
@@ -824,7 +1083,8 @@ def adamw(answer, case):
         found, expected, other = answer.probe(optimize, *arguments), of_torch(*arguments), of_torch(*swapped)
         for number in (1, 11):
             ours, right, wrong = (torch.cat([p.flatten() for p in one[number]]) for one in (found, expected, other))
-            mistakes = {"the betas are exchanged: beta1 belongs to m, beta2 to v": wrong}
+            mistakes = adam_mistakes(*arguments[:2], DEFAULTS, number)
+            mistakes["the betas are exchanged: beta1 belongs to m, beta2 to v"] = wrong
             case.close(ours, right, what=f"the parameters after step {number + 1}", mistakes=mistakes, tolerance=3e-5)
     with case("torch's own default options", points=1, hint="lr 1e-3, betas (0.9, 0.999), eps 1e-8, weight_decay 0.01"):
         arguments = [10 * case.randn(4, 5)], [[0.01 * case.randn(4, 5)] for _ in range(3)], [{}], [], -1
@@ -850,12 +1110,18 @@ def adamw(answer, case):
         found, expected = answer.probe(optimize, *arguments), of_torch(*arguments)
         for number in range(3):
             case.close(
-                torch.cat(found[number]), torch.cat(expected[number]), what=f"the parameters after step {number + 1}"
+                torch.cat(found[number]),
+                torch.cat(expected[number]),
+                what=f"the parameters after step {number + 1}",
+                mistakes=adam_mistakes(*arguments[:2], DEFAULTS, number),
             )
     with case("goes on from its state_dict", points=1, hint="everything that is remembered lies in self.state[p]"):
         arguments = [case.randn(4)], [[case.randn(4)] for _ in range(6)], [DEFAULTS], []
         found, expected = answer.probe(optimize, *arguments, 3)[-1][0], of_torch(*arguments, -1)[-1][0]
-        lost = {"m, v and t were lost: a fresh optimizer would do the same": lambda: forgotten(of_torch, arguments)}
+        lost = {
+            "m, v and t were lost: a fresh optimizer would do the same": lambda: forgotten(of_torch, arguments),
+            **always("after a restart p goes another way: is all that is remembered, t too, in self.state[p]?"),
+        }
         case.close(found, expected, what="p after a restart", mistakes=lost)
     with case(
         "a closure is called with gradients on", points=1, hint="torch.enable_grad() around it; return its value"
@@ -902,6 +1168,14 @@ def shard(answer, case):
         case.true(all(0 <= i < samples for i in every), f"there is a sample outside 0 ... {samples - 1}")
         alike = world > 1 and all(sorted(rank) == list(range(samples)) for rank in ranks)
         case.true(not alike, "every rank gets all samples: they have to be shared out")
+        case.true(
+            world == 1 or any(rank != ranks[0] for rank in ranks),
+            "all ranks get the same samples: each takes a share of its own",
+        )
+        case.true(
+            samples % world or lengths != {wanted} or all(len(set(rank)) == len(rank) for rank in ranks),
+            "a rank gets a sample twice, and others never: shuffle, instead of drawing with replacement",
+        )
         missing = sorted(set(range(samples)) - set(every))
         why = (
             "are the last ones cut off when they cannot be shared evenly?"
@@ -923,6 +1197,13 @@ def shard(answer, case):
         demand_all(24, 2)
         demand_all(24, 4)
         demand_all(7, 1)
+        found = answer(24, 0, 2, 0, 5)
+        case.true(
+            isinstance(found, (list, tuple)), f"the result is a {type(found).__name__}; return a list of integers"
+        )
+        case.true(
+            not any(torch.is_tensor(i) for i in found), "the list holds tensors; return a list of integers (.tolist())"
+        )
     with case("equal lengths, when it does not divide", points=1, hint="let the order go on with its own beginning"):
         demand_all(10, 4)
         demand_all(25, 3)
@@ -978,8 +1259,10 @@ def odd_model(seed):
     model["c"].weight = model["b"].weight  # shared
     for p in model["frozen"].parameters():
         p.requires_grad_(False)
+    model.own = nn.Parameter(torch.randn(3))  # of the model itself, in none of its parts
+    nn.init.constant_(model["norm"].bias, seed % 2)  # 0 on some ranks only
     model["norm"].running_mean.normal_()
-    model["norm"].num_batches_tracked.fill_(seed)
+    model["norm"].num_batches_tracked.fill_(2**24 + 2 * seed + 1)  # no float32 holds it
     model["norm"].register_buffer("secret", torch.randn(2), persistent=False)
     return model
 
@@ -1020,7 +1303,7 @@ def broadcast_two(broadcast_weights, seeds):
         lost.append("requires_grad has changed")
     if sent:
         trouble.append("rank 0 broadcasts more tensors than rank 1 takes")
-    return [{name: t.detach().float() for name, t in one.items()} for one in values], lost, trouble[:1]
+    return [{name: t.detach().double() for name, t in one.items()} for one in values], lost, trouble[:1]
 
 
 @check("broadcast-weights", points=4, from_scratch=("DistributedDataParallel", "_sync_"))
@@ -1032,12 +1315,18 @@ def broadcast_weights(answer, case):
         case.true(not trouble, "".join(trouble))
         right = dict(odd_model(3).named_parameters(remove_duplicate=False)) | dict(odd_model(3).named_buffers())
         for name in names:
-            case.close(first[name], right[name].detach().float(), what=f"{name} of rank 0")
+            exact = right[name].detach().double()
+            rounded = exact.float().double()
+            mistakes = {f"{name} is rounded: no float32 holds it, so send it in its own dtype": rounded}
+            mistakes = {} if torch.equal(rounded, exact) else mistakes
+            case.close(first[name], exact, what=f"{name} of rank 0", mistakes=mistakes, tolerance=1e-9)
             apart = f"{what} of rank 1 are still its own ({name}): the ranks would go on with different models"
-            case.close(second[name], first[name], what=f"{name} of rank 1", mistakes=always(apart))
+            known = mistakes | always(apart)
+            case.close(second[name], exact, what=f"{name} of rank 1", mistakes=known, tolerance=1e-9)
 
     with case("the parameters become rank 0's", points=1, hint="for each of model.parameters()"):
-        look(("a.weight", "a.bias", "b.weight", "spare.weight", "norm.weight"), "parameters")
+        look(("a.weight", "a.bias", "b.weight", "spare.weight", "norm.weight", "norm.bias"), "parameters")
+        look(("own",), "parameters of the model itself, in none of its parts,")
     with case("frozen ones too", points=1, hint="whether they are trained does not matter"):
         look(("frozen.weight", "frozen.bias"), "frozen parameters")
     with case(
@@ -1130,6 +1419,7 @@ def average_gradients(answer, case):
         return {name: p.grad for name, p in model.named_parameters()}
 
     def demand(found, right, before, world, names):
+        trained = [name for name in found if not name.startswith("frozen")]
         for name in names:
             case.true(found[name] is not None, f"after averaging, {name} has no gradient")
             own = torch.zeros_like(right[name]) if before[name] is None else before[name]
@@ -1138,7 +1428,25 @@ def average_gradients(answer, case):
                 "nothing has changed: these are rank 0's own gradients": own,
                 "rank 0's own gradients are divided by world, but not added to the others'": own / world,
                 "these are divided by world twice": right[name] / world,
+                "the mean is added to rank 0's own gradient; it takes its place": own + right[name],
             }
+            if world != 2:
+                half = f"the sum is divided by 2; one process would divide by world, here {world}"
+                mistakes[half] = world / 2 * right[name]
+            mistakes |= {
+                f"the sum is divided by {number}, the number of tensors; divide by world": world / number * right[name]
+                for number in (len(found), len(trained))
+            }
+            mistakes["the mean is rounded: the gradients have to travel in a dtype of their own precision"] = (
+                lambda name=name: alike(found[name], right[name], 3e-3)
+            )
+            if right[name].ndim == 2:
+                turned = "the entries of a matrix come back in another order: flatten and unflatten it alike"
+                mistakes[turned] = right[name].mT.reshape(right[name].shape)
+            mistakes |= always(
+                f"the gradient of {name} on rank 0 is not the mean: do all ranks send the same parameters in the same "
+                "order, does each piece come back to its own, and is the sum divided by world?"
+            )
             case.close(found[name], right[name], what=f"the gradient of {name} on rank 0", mistakes=mistakes)
 
     used = ("a.weight", "a.bias", "b.weight", "b.bias", "spare.weight", "spare.bias")
@@ -1258,8 +1566,9 @@ def save_and_read(save_checkpoint, how, steps, states):
 def save_and_die(save_checkpoint):
     """Save over an older checkpoint, first with a death in the middle of writing, then whole.
 
-    Returns whether the older one was whole after the death, and, at the moment at which the new one took its place,
-    whether it came by renaming (None: not at all).
+    Returns whether the older one was "whole", "half" or "gone" after the death, whether it was still there at the
+    moment at which the new one took its place by renaming (None: it was not renamed), whether the new one came, and
+    which other files it left behind.
     """
     import os
     import tempfile
@@ -1292,11 +1601,13 @@ def save_and_die(save_checkpoint):
         torch.save = die
         try:
             save_checkpoint(model, optimizer, 2, place)
-            survived = None
+            survived = "not interrupted"
         except KeyboardInterrupt:
-            survived = place.exists() and place.read_bytes() == old
+            survived = "gone" if not place.exists() else "whole" if place.read_bytes() == old else "half"
         finally:
             torch.save = write
+        for name in os.listdir(folder):  # what the killed one left there, it could not remove
+            Path(folder, name).unlink()
         place.write_bytes(old)
         os.replace, os.rename = watched(replace), watched(rename)
         try:
@@ -1354,7 +1665,9 @@ def save_checkpoint(answer, case):
         )
         states = [torch.randint(0, 255, (5056,), dtype=torch.uint8) for _ in range(3)]
         found = saved(states=states)
-        case.equal(len(found.get("generators", [])), 3, what="with three ranks, the number of states")
+        flat = "with three ranks, generators is not the list of their states as it was given"
+        case.true("generators" in found, flat)
+        case.equal(len(found["generators"]), 3, what="with three ranks, the number of states")
         for rank, state in enumerate(states):
             case.equal(found["generators"][rank], state, what=f"the state of rank {rank}")
     with case("to a path, a text or a file object", points=1, hint="hasattr(out, 'write') tells a file object"):
@@ -1368,9 +1681,9 @@ def save_checkpoint(answer, case):
         survived, renamed, whole, left = answer.probe(save_and_die, uses=CHECKPOINT)
         case.true(whole, "saving over an older checkpoint leaves the older one there")
         died = "killed in the middle of writing, it leaves half a file where the older checkpoint was"
-        case.true(survived is not False, died)
+        case.true(survived != "half", died)
         deleted = "the older checkpoint is deleted before the new one takes its place; os.replace does both in one go"
-        case.true(renamed is not False, deleted)
+        case.true(survived != "gone" and renamed is not False, deleted)
         case.true(
             renamed is not None,
             "the new file is written over the older one; write another file, and rename it with os.replace",
@@ -1392,14 +1705,27 @@ def load_and_look(load_checkpoint, how, rank, arguments):
         states.append({"cpu": torch.get_rng_state()})
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1234, "generators": states}
     fresh, restored = small_training(1)
+    for group in restored.param_groups:
+        group["lr"] = 0.3  # of a process that has just begun
+    tag = torch.serialization.location_tag
     with tempfile.TemporaryDirectory() as folder:
         place, memory = Path(folder, "checkpoint.pt"), io.BytesIO()
-        torch.save(state, place)
-        torch.save(state, memory)
+        if how == "gpu":
+            torch.serialization.location_tag = lambda storage: "cuda:99"
+        try:
+            torch.save(state, place)
+            torch.save(state, memory)
+        finally:
+            torch.serialization.location_tag = tag
         memory.seek(0)
-        source = {"path": place, "text": str(place), "file": memory}[how]
-        step = load_checkpoint(source, fresh, restored, *arguments)
-    own = torch.get_rng_state()
+        source = {"path": place, "text": str(place), "file": memory, "gpu": place}[how]
+        try:
+            step = load_checkpoint(source, fresh, restored, *arguments)
+        except RuntimeError as error:
+            if how != "gpu" or "CUDA" not in str(error):
+                raise
+            return "CUDA"
+    own, training = torch.get_rng_state(), fresh.training
     found = numbers_of(fresh, restored)
     take_steps(fresh, restored, 3)
     torch.set_rng_state(states[rank]["cpu"])
@@ -1412,6 +1738,7 @@ def load_and_look(load_checkpoint, how, rank, arguments):
         [one["cpu"] for one in states],
         numbers_of(fresh, restored),
         numbers_of(model, optimizer),
+        training,
     )
 
 
@@ -1457,8 +1784,13 @@ def load_checkpoint(answer, case):
         for name, value in right.items():
             case.true(name in found, f"{name} is missing: is the optimizer's state loaded?")
             part = name.split()[0]
+            part = "model's buffer" if "running" in name or "num_batches" in name else part
             mistakes = always(f"the {part} is as it was before: its state is not loaded")
             case.close(found[name], value, what=name, mistakes=mistakes)
+        case.true(
+            load("gpu") != "CUDA",
+            "a checkpoint from a GPU that this machine does not have cannot be loaded: map_location says where to",
+        )
     with case(
         "the generator of this rank is taken back", points=1, hint="set_generator_state(state['generators'][rank])"
     ):
@@ -1468,9 +1800,13 @@ def load_checkpoint(answer, case):
                       "torch's generator has the state of another rank" if any(torch.equal(own, one) for one in states)
                       else "torch's generator is not set back: dropout would go on with other numbers")  # fmt: skip
     with case("three steps later, still equal", points=1, hint="weights, optimizer, generator: all of them, in place"):
-        *_, found, right = load(rank=1, arguments=(1,))
+        *_, found, right, training = load(rank=1, arguments=(1,))
+        mode = "the model was in training mode before, and is in evaluation mode afterwards"
+        case.true(training, mode)
         for name, value in right.items():
-            case.close(found[name], value, what=f"{name}, 3 steps later,")
+            case.true(name in found, f"{name} is missing 3 steps later: is the optimizer's state loaded?")
+            rest = "3 steps later it is another training: are generator and optimizer, with options like lr, all back?"
+            case.close(found[name], value, what=f"{name}, 3 steps later,", mistakes=always(rest))
     with case("a file with code in it is refused", points=1, hint="weights_only=True"):
         error = answer.probe(load_code, uses=CHECKPOINT)
         case.true(
@@ -1502,9 +1838,17 @@ def export_and_run(export, batches, metadata):
             x = self.embed(tokens) + self.table[: tokens.shape[1]]
             return self.head(self.norm((x * real).sum(1) / real.sum(1).clamp(min=1)))
 
+    class Tiny(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(50, 2)
+
+        def forward(self, tokens):
+            return self.embed(tokens).mean(1)
+
     modes = []
     torch.manual_seed(0)
-    model = Small().train()
+    tiny, model = Tiny().eval(), Small().train()
     with torch.no_grad():
         expected = [model.eval()(batch) for batch in batches]
     model.train()
@@ -1514,6 +1858,8 @@ def export_and_run(export, batches, metadata):
         export(model, path, metadata)
         exported_in_training = any(modes)
         training, files = model.training, sorted(os.listdir(folder))
+        with tempfile.TemporaryDirectory() as another:
+            export(tiny, os.path.join(another, "tiny.onnx"), metadata)
         if "small.onnx" not in files:
             return {"files": files}
         try:
@@ -1523,13 +1869,15 @@ def export_and_run(export, batches, metadata):
         found = {
             "files": files,
             "training": training,
+            "tiny training": tiny.training,
             "exported in training": exported_in_training,
             "inputs": [
                 (one.name, one.type, [str(n) if isinstance(n, str) else n for n in one.shape])
                 for one in session.get_inputs()
             ],
             "outputs": [
-                (one.name, [str(n) if isinstance(n, str) else n for n in one.shape]) for one in session.get_outputs()
+                (one.name, one.type, [str(n) if isinstance(n, str) else n for n in one.shape])
+                for one in session.get_outputs()
             ],
             "metadata": {str(k): str(v) for k, v in session.get_modelmeta().custom_metadata_map.items()},
         }
@@ -1584,6 +1932,8 @@ def export(answer, case):
             f"the outputs are {[one[0] for one in found['outputs']]}",
         )
         case.true("int64" in found["inputs"][0][1], f"the tokens are {found['inputs'][0][1]}, expected int64")
+        kind = found["outputs"][0][1]
+        case.true(kind == "tensor(float)", f"the logits are {kind}, expected float32")
     with case(
         "computes what the model computes in evaluation mode",
         points=1,
@@ -1596,6 +1946,10 @@ def export(answer, case):
         case.true(
             found["training"],
             "the model was in training mode before, and is in evaluation mode afterwards: set it back",
+        )
+        case.true(
+            not found["tiny training"],
+            "a model that was in evaluation mode is in training mode afterwards: set back the mode in which it was",
         )
     with case("batches of any size, texts of any length", points=2, hint="both axes are dynamic"):
         found = exported()
@@ -1675,6 +2029,51 @@ def look_at_file(classify):
     return "", size
 
 
+def logits_by_the_rules(classify, texts, cutting="as in training"):
+    """Return what classifier.onnx says about texts, each alone and all in one batch, without the answer.
+
+    Args:
+        cutting: how long texts are shortened: "as in training", or otherwise.
+    """
+    del classify
+    import numpy as np
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    session = onnxruntime.InferenceSession("classifier.onnx", providers=["CPUExecutionProvider"])
+    carried = session.get_modelmeta().custom_metadata_map
+    tokenizer, length = Tokenizer.from_str(carried["tokenizer"]), int(carried["max_length"])
+    first = {"as in training": length // 4, "first": length, "last": 0, "halves": length // 2}[cutting]
+    every = []
+    for text in texts:
+        ids = tokenizer.encode(text).ids or [1]
+        every.append(ids if len(ids) <= length else [*ids[:first], *ids[len(ids) - (length - first) :]])
+    tokens = np.zeros((len(every), max(map(len, every))), np.int64)
+    for row, ids in zip(tokens, every):  # noqa: B905
+        row[: len(ids)] = ids
+    alone = [session.run(None, {"tokens": np.array([ids], np.int64)})[0] for ids in every]
+    together = session.run(None, {"tokens": tokens})[0]
+    return torch.from_numpy(np.concatenate(alone)).double(), torch.from_numpy(together).double()
+
+
+def largest_batch(classify, texts):
+    """Return how many texts go through the model at once, at most, and what comes back."""
+    import onnxruntime
+
+    run, sizes = onnxruntime.InferenceSession.run, [0]
+
+    def watched(self, names, inputs, *more, **options):
+        sizes.extend(len(value) for value in inputs.values())
+        return run(self, names, inputs, *more, **options)
+
+    onnxruntime.InferenceSession.run = watched
+    try:
+        found = classify(texts)
+    finally:
+        onnxruntime.InferenceSession.run = run
+    return max(sizes), len(found)
+
+
 @check("classify", points=20)
 def classify(answer, case):
     """On held-out texts; the accuracy is computed here."""
@@ -1698,7 +2097,14 @@ def classify(answer, case):
         if len(texts) != 2:
             case.shape(result, (len(texts), 2), what="the logits", mistakes=mistakes)
         case.finite(result, what="the logits")
+        case.dtype(result, torch.float32, what="the logits")
         return result.double()
+
+    def agrees(found, texts, cutting="as in training"):
+        """Whether these are the file's logits, up to what an int8 model rounds by the batch."""
+        both = answer.probe(logits_by_the_rules, texts, cutting)
+        size = 0.05 * both[0].abs().max().clamp(min=1)
+        return bool((torch.minimum(*((found - one).abs() for one in both)) < size).all())
 
     def accuracy():
         if not kept:
@@ -1717,10 +2123,25 @@ def classify(answer, case):
         demand_file()
         texts = [*quick_reviews(5, int(case.randint(0, 10**6)))[0]]
         found = logits_of(texts)
+        rows = found.any(-1)
+        case.true(
+            rows.all(), f"{int((~rows).sum())} of {len(rows)} rows are 0: is the last, incomplete batch left out?"
+        )
         case.true(logits_of(texts[:1]).shape == (1, 2), "a list with one text gives no (1, 2)")
         case.true(logits_of([]).shape == (0, 2), "an empty list of texts gives no (0, 2)")
         probabilities = bool(((found.sum(-1) - 1).abs() < 1e-4).all() and (found >= 0).all())
         case.true(not probabilities, "these are probabilities; return the raw logits")
+        case.true(
+            agrees(found, texts) or not agrees(found.flip(-1), texts), "the columns are exchanged: blame, then praise"
+        )
+        case.true(agrees(found, texts), "the file itself, given the tokens of its own tokenizer, has other logits")
+        many = ["great", "dull"] * 600
+        at_once, number = answer.probe(largest_batch, many)
+        case.equal(number, len(many), what=f"the number of rows for {len(many)} texts")
+        case.true(
+            at_once < len(many),
+            f"a list of {at_once} texts goes through the model in one batch; 25,000 would not fit into the memory",
+        )
     with case("each text for itself", points=2, hint="padding, order and neighbours change nothing"):
         demand_file()
         texts = [*quick_reviews(6, int(case.randint(0, 10**6)))[0]]
@@ -1740,6 +2161,28 @@ def classify(answer, case):
         word = quick_reviews(1, 3)[0][0]
         found = logits_of(["", "☃ Ω 漢字", f"{word} " * 400, word])
         case.true(found.shape == (4, 2), "one row for each text")
+        for text, what in (("", "the empty text"), (" \n ", "a text of blanks only, which has no token either,")):
+            said = f"{what} has other logits than [UNK] alone, which is token 1"
+            case.true(agrees(logits_of([text]), [text]), said)
+        text = 'The MUSIC was great, not dull;<br />a café (or two)... "weak" acting!'
+        said = "capitals, accents, marks: these are not the tokens that the file's own tokenizer makes of the text"
+        case.true(agrees(logits_of([text]), [text]), said)
+        reviews, labels = quick_reviews(400, int(case.randint(0, 10**6)))
+        blame, praise = (
+            " ".join(text for text, label in zip(reviews, labels, strict=True) if label == kind) for kind in (0, 1)
+        )
+        for long in (f"{blame} {praise}", f"{praise} {blame}"):
+            found = logits_of([long])
+            if agrees(found, [long]):
+                continue
+            cuttings = {
+                "first": "of a long text only the first tokens are kept",
+                "last": "of a long text only the last tokens are kept",
+                "halves": "a long text is cut to equal parts of its beginning and its end",
+            }
+            for cutting, sentence in cuttings.items():
+                case.true(not agrees(found, [long], cutting), f"{sentence}; cut it as train.cut does")
+            case.true(False, "a long text is not cut to max_length tokens as in training: see train.cut")
     for number, (points, name) in enumerate(
         zip(
             (2, 3, 3, 2, 2),

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.checks import alike, check, kind_of
+from common.checks import alike, always, check, kind_of
 
 # -- the three kinds of answers ---------------------------------------------------------------------------
 
@@ -38,6 +38,8 @@ def alone(value):
         return value.item() if value.numel() == 1 else value
     if isinstance(value, np.ndarray | np.generic):
         return value.item() if value.size == 1 else value
+    if kind_of(value) in ("Fraction", "Decimal"):  # they reach a case as objects
+        return value.call("__float__")
     return value
 
 
@@ -46,6 +48,19 @@ def same(given, right, digits=0):
     if not digits or right == 0:
         return math.isclose(given, right, rel_tol=1e-6, abs_tol=1e-9)
     return abs(given - right) <= 1.0001 * 10 ** (math.floor(math.log10(abs(right))) + 1 - digits)
+
+
+def nearest(given, right, mistakes, digits):
+    """Return the sentence of the mistake that a number is nearest to, if it is nearer than the right one, or ''.
+
+    People round: a mistake is known by three digits, or rounded to two, also where the exact number is asked.
+    """
+    off = {}
+    for sentence, wrong in mistakes.items():
+        if same(given, float(wrong), digits or 3) or same(given, float(f"{float(wrong):.2g}")):
+            off[sentence] = abs(given - float(wrong))
+    best = min(off, key=off.__getitem__, default="")
+    return best if best and off[best] < abs(given - right) else ""
 
 
 def refuse(case, sentence):
@@ -71,14 +86,21 @@ def number(answer, case, key, right, mistakes, *, digits=0, units=None, whole=Fa
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     case.true(is_number, f"{key} is a {kind_of(given)}; one number is asked, an int or a float")
     case.true(math.isfinite(given), f"{key} is {given}; a finite number is asked")
-    if same(given, right, digits):
+    mistake = nearest(given, right, mistakes, digits)
+    shorter = [float(f"{right:.{kept}g}") for kept in range(1, digits + 1)]  # it, rounded to that many digits or fewer
+    if same(given, right, digits) and (not mistake or any(same(given, one) for one in shorter)):
         return
-    found = [sentence for sentence, wrong in mistakes.items() if same(given, float(wrong), digits)]
+    found = [mistake] if mistake else []
     for unit, size in (units or {}).items():
         if abs(given * size - right) < 0.02 * abs(right):
             found.append(f"the number is good in another unit, {unit}: look at the unit that the question asks for")
+    if not found and same(-given, right, digits):
+        found = [f"the size of {given:g} is good; what about the sign?"]
     if not found and whole and abs(given - round(given)) > 1e-6:
         found = [f"{given:g} is no whole number, and whole things are counted here"]
+    if not found and any(same(given, one) for one in shorter):
+        zeros = ", and zeros in front do not count" if abs(given) < 1 else ""
+        found = [f"{given:g} is a near miss: {digits} digits are asked{zeros}"]
     if not found and abs(given - right) < 0.02 * abs(right):
         wanted = f"{digits} digits are asked; was something rounded on the way?" if digits else "the exact one is asked"
         found = [f"{given:g} is a near miss: {wanted}"]
@@ -90,6 +112,12 @@ def number(answer, case, key, right, mistakes, *, digits=0, units=None, whole=Fa
 def call(target, key, *values):
     """Call, beside the answer, the lambda under a key."""
     return target()[key](*values)
+
+
+def left_behind(target, key, *values):
+    """Call, beside the answer, the lambda under a key; return the values as the call leaves them."""
+    target()[key](*values)
+    return values
 
 
 def line(answer, case, key, *values):
@@ -117,7 +145,7 @@ def replaced(program, place, text):
     return "\n".join(lines) + "\n"
 
 
-def mended(answer, case, program, run, inputs, right, mistakes, uses=()):
+def mended(answer, case, program, run, inputs, right, mistakes, *, bad, rows=None):
     """Demand a pair, the number of a line and the line as it should be, with which a program returns `right`.
 
     Args:
@@ -128,8 +156,15 @@ def mended(answer, case, program, run, inputs, right, mistakes, uses=()):
         inputs: for the probe.
         right: from an independent oracle.
         mistakes: what wrongly mended programs return, under the sentence that names the mistake.
-        uses: what the probe needs.
+        bad: the number of the bad line.
+        rows: the places of the result that matter (B, T); None for all.
     """
+
+    def mattering(result):
+        if rows is None or not isinstance(result, torch.Tensor) or result.shape != right.shape:
+            return result
+        return torch.where(rows[:, :, None], result, 0.0)
+
     given, lines = entry(answer, case, "mended"), program.splitlines()
     pair = isinstance(given, tuple | list) and len(given) == 2
     case.true(pair, "mended: write a pair, the number of the line and, as text, the line as it should be")
@@ -141,16 +176,26 @@ def mended(answer, case, program, run, inputs, right, mistakes, uses=()):
     case.true("\n" not in text.strip(), "mended: one line is asked, in place of one line")
     changed = text.strip() != lines[place - 1].strip()
     case.true(changed, f"line {place} is as it was; write it as it should be")
-    result = answer.probe(run, replaced(program, place, text), *inputs, uses=uses)
-    if not isinstance(result, torch.Tensor) or not alike(result, right):
-        for other in range(1, len(lines) + 1):
-            try:
-                moved = answer.probe(run, replaced(program, other, text), *inputs, uses=uses)
-            except Exception:  # the line cannot stand there
-                continue
-            elsewhere = other != place and isinstance(moved, torch.Tensor) and alike(moved, right)
-            case.true(not elsewhere, f"the line itself is good, but it does not belong in the place of line {place}")
-    case.close(result, right, what="what the mended program returns", mistakes=mistakes)
+    wanted = mattering(right)
+
+    def made_with(number):
+        return mattering(answer.probe(run, replaced(program, number, text), *inputs))
+
+    def fits(number):
+        try:
+            result = made_with(number)
+        except Exception:  # the line cannot stand there
+            return False
+        return isinstance(result, torch.Tensor) and alike(result, wanted)
+
+    if not fits(place):
+        elsewhere = any(fits(other) for other in range(1, len(lines) + 1) if other != place)
+        case.true(not elsewhere, f"the line itself is good, but it does not belong in the place of line {place}")
+    result = made_with(place)
+    known = {sentence: mattering(wrong) for sentence, wrong in mistakes.items()}
+    if place != bad:
+        known |= always(f"line {place} was good before, and now values are off: another line is the bad one")
+    case.close(result, wanted, what="what the mended program returns", mistakes=known)
 
 
 # -- 1 attention ------------------------------------------------------------------------------------------
@@ -205,10 +250,12 @@ def attention_quiz(answer, case):
             ),
             "that divides the weight by √d; the scores change, and the softmax is no straight line": 0.2 / d**0.5,
             "that takes the weight to a power, but the two weights must still sum to 1": 0.2 ** (d**0.5),
+            "that is the ratio of the two weights; they must sum to 1": 0.25 ** (d**0.5),
+            "that takes the weights for scores; the scores are their logarithms": (d**0.5 * weights).softmax(-1)[1],
             "that is the weight of the first key": 1 - second(d**0.5),
             "that is the weight before: the scores change, and so do the weights": 0.2,
         }
-        number(answer, case, "unscaled", second(d**0.5), mistakes, digits=3)
+        number(answer, case, "unscaled", second(d**0.5), mistakes, digits=3, units={"percent": 0.01})
     with case("2: rows without a key", points=2, hint="which rows have no key that is allowed by both masks?"):
         lengths = (2, 4, 7)
         right = rows_without_key(lengths, left=True)
@@ -222,6 +269,10 @@ def attention_quiz(answer, case):
             ),
             "those are the rows of the real tokens, and each of these may see itself": sum(lengths),
             "that is every row; a real token sees at least itself": len(lengths) * max(lengths),
+            "that counts the first word of each sentence too; a word may see at least itself": right + len(lengths),
+            "that counts the first word of the shorter sentences too; a word may see at least itself": (
+                right + sum(length < max(lengths) for length in lengths)
+            ),
             "that counts pairs of a query and a hidden key; rows are asked": int(
                 sum(max(lengths) * (max(lengths) - length) for length in lengths)
             ),
@@ -239,12 +290,19 @@ def attention_quiz(answer, case):
                 "the window reaches into the future too": band(T, w, both=True),
                 "the window looks into the future: it is transposed": right.T,
                 "a token does not see itself": band(T, w, shift=-1),
+                "a token does not see itself, and nothing else is missing": right & ~torch.eye(T, dtype=torch.bool),
+                "every token sees every other: both conditions must hold": dense,
+                "that cuts the text into blocks; the window of each token ends with itself": (
+                    right & torch.tensor([[t // w == s // w for s in range(T)] for t in range(T)])
+                ),
                 "that has the wrong sense: True means that a query may see a key": ~right,
                 "that is the causal mask without the window: what lies far back": dense.tril(-w),
                 "the window is cut off, but the future is not": dense.triu(1 - w),
             }
             if isinstance(result, torch.Tensor) and result.dtype != torch.bool and alike(result.bool(), right):
                 case.dtype(result, torch.bool, what="the mask")
+            if isinstance(result, torch.Tensor) and result.is_floating_point() and alike(result == 0, right):
+                refuse(case, "that is to be added to the scores; booleans are asked, True where a query may see a key")
             case.equal(result, right, what=f"the mask for T = {T}, w = {w}", mistakes=mistakes)
     with case("4: where the cost turns", points=2, hint="write both kinds of work for a text of length T"):
         mistakes = {
@@ -257,6 +315,8 @@ def attention_quiz(answer, case):
             "that counts only one product with T × T numbers; the scores are made, and then used": (
                 break_even(products=1)
             ),
+            "that gives the feed-forward network maps D → D; its maps are four times as large": break_even(hidden=1),
+            "that is the number of times D": break_even() / 512,
             "that compares one map with one product; count all the maps, and both products": break_even(
                 projections=1, hidden=0, products=1
             ),
@@ -330,6 +390,9 @@ def encoder_layer_mistakes(layer, x, padding):
         "now the second half adds to the normalised input, and what attention found is lost": (
             h + feed_forward(layer.norm2(y))
         ),
+        "the sum starts from the norm: each half adds to the stream itself, as it came": (
+            layer.norm2(y) + feed_forward(layer.norm2(y))
+        ),
         "in line 3 the right x was added to; what line 4 reads is wrong": (wrong_start + feed_forward(layer.norm2(h))),
     }
 
@@ -345,8 +408,11 @@ def encoder_quiz(answer, case):
             "that is the number of the pair, or the cosine of the fastest pair; count columns, from 0": right - 1,
             "that column has the right frequency, but look at position 0: sine or cosine?": right + 1,
             "that column repeats every 6 positions": right - 2,
-            "that column is slower: it has not done half a turn on the whole drawing": right + 2,
+            "that is a wave's length in positions; its column is asked": 63,
         }
+        for slower in range(right + 2, 8):
+            slow = f"column {slower} is not right: it is slower, and has not done half a turn on the whole drawing"
+            mistakes[slow] = slower
         number(answer, case, "column", right, mistakes, whole=True)
     with case("2: a large outlier", points=2, hint="mean and variance first; does the size of the outlier matter?"):
         x = torch.zeros(17, dtype=torch.float64)
@@ -362,6 +428,10 @@ def encoder_quiz(answer, case):
             "that subtracts the mean, and does not divide": centred[-1],
             "that is not normalised at all": x[-1],
             "that divides by the largest value; it should be the standard deviation": 1,
+            "that removes the mean, and divides by the largest value; it should be the standard deviation": (
+                centred[-1] / x.max()
+            ),
+            "that is what becomes of a zero": right * centred[0] / centred[-1],
             "that forgets the root at the end: it is the square of the right number": right**2,
         }
         number(answer, case, "outlier", right, mistakes)
@@ -373,9 +443,15 @@ def encoder_quiz(answer, case):
         hidden = parameters(layer.linear1) + parameters(layer.linear2)
         mistakes = {
             "nearly: with so many layers the embedding is still the larger one": right - 1,
-            "that counts the attention of a layer alone": embedding // attention + 1,
+            "that counts the attention of a layer alone; it has a feed-forward network too": embedding // attention + 1,
             "that counts the feed-forward network of a layer alone, or one of its two maps beside the attention": (
                 embedding // hidden + 1
+            ),
+            "that counts three maps D → D alone: the outputs have one too, and then comes the feed-forward network": (
+                embedding // (3 * 128 * 128) + 1
+            ),
+            "that compares with the number of tokens; the embedding has 128 numbers for each": (
+                8000 // parameters(layer) + 1
             ),
             "that counts each of the 4 heads as an attention of full size; they share the 128 features": (
                 embedding // (4 * attention + hidden) + 1
@@ -389,7 +465,7 @@ def encoder_quiz(answer, case):
         x, padding = case.randn(2, 5, 8), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
         with torch.no_grad():
             right, mistakes = layer(x, src_key_padding_mask=padding), encoder_layer_mistakes(layer, x, padding)
-        mended(answer, case, PRE_NORM, run_encoder_layer, (state, x, padding), right, mistakes)
+        mended(answer, case, PRE_NORM, run_encoder_layer, (state, x, padding), right, mistakes, bad=4)
 
 
 # -- 3 translation ----------------------------------------------------------------------------------------
@@ -420,6 +496,9 @@ def run_decoder_layer(target, program, y, memory, source, tokens):
     """Run a program that defines `decoder_layer`."""
 
     def attend(queries, others, mask):
+        if queries.ndim != 3 or others.ndim != 3:
+            raise ValueError("attend wants features (B, T, D) for queries and others, not token ids or masks")
+        mask = torch.ones((), dtype=torch.bool) if mask is None else mask
         scores = (queries @ others.transpose(1, 2)).masked_fill(~mask, -1e9)  # no NaN where all is hidden
         return scores.softmax(-1) @ others
 
@@ -428,11 +507,16 @@ def run_decoder_layer(target, program, y, memory, source, tokens):
     return parts["decoder_layer"](y, memory, source, tokens)
 
 
+def attended(queries, others, mask):
+    """Return what queries find in others; by torch's attention."""
+    bias = torch.where(mask, 0.0, -1e9).expand(len(queries), queries.shape[1], -1)
+    return F.scaled_dot_product_attention(queries, others, others, attn_mask=bias, scale=1.0)
+
+
 def decoder_layer_of(y, memory, own, other):
-    """Return what the layer makes of y with two masks; by torch's attention."""
-    own, other = (torch.where(mask, 0.0, -1e9).expand(len(y), y.shape[1], -1) for mask in (own, other))
-    y = y + F.scaled_dot_product_attention(y, y, y, attn_mask=own, scale=1.0)
-    y = y + F.scaled_dot_product_attention(y, memory, memory, attn_mask=other, scale=1.0)
+    """Return what the layer makes of y with two masks."""
+    y = y + attended(y, y, own)
+    y = y + attended(y, memory, other)
     return y + y.tanh()
 
 
@@ -445,6 +529,10 @@ def decoder_layer_mistakes(y, memory, source, target):
     def made(own, other):
         return decoder_layer_of(y, memory, own, other)
 
+    def ended(y):
+        return y + y.tanh()
+
+    z = y + attended(y, y, ours & causal)
     return {
         "the program still returns what it returned before": made(ours & causal, ours),
         "the causal mask belongs to the words of the target; the source is known from the start": (
@@ -461,8 +549,19 @@ def decoder_layer_mistakes(y, memory, source, target):
         "now the self-attention hides the wrong tokens: its keys are the target's": made(theirs & causal, theirs),
         "without the causal mask each word of the target sees those that it has to predict": made(ours, ours),
         "it is the queries that are hidden there, not the keys: the mask needs an axis for the queries": (
-            lambda: made(ours & causal, theirs.transpose(1, 2))
+            made(ours & causal, theirs.transpose(1, 2))
         ),
+        "that is turned round, and the values are off: y asks, and memory is asked": (
+            ended(z + attended(memory, z, ours))
+        ),
+        "that is turned round, and the values are off: y asks, and memory is asked (with whose mask?)": (
+            ended(z + attended(memory, z, theirs))
+        ),
+        "the sum is lost: what attention finds is added to y": ended(attended(z, memory, theirs)),
+        "the sum is lost: what attention finds is added to y (and whose padding is hidden?)": (
+            ended(attended(z, memory, ours))
+        ),
+        "that is a second self-attention: nothing comes from memory any more": ended(z + attended(z, z, theirs)),
     }
 
 
@@ -491,6 +590,7 @@ def translation_quiz(answer, case):
     with case("1: what is read, what is to be said", points=2, hint="what should be said after the first token?"):
         tokens = sentences(4, 2, int(case.randint(1, 4)), length=7)
         result = line(answer, case, "shifted", tokens)
+        case.same_inputs([tokens], answer.probe(left_behind, "shifted", tokens))
         open_yet = isinstance(result, tuple | list) and any(part is None for part in result)
         case.true(not open_yet, "shifted has no answer yet: replace each None")
         inputs, targets = case.parts(result, "inputs", "targets")
@@ -530,28 +630,38 @@ def translation_quiz(answer, case):
                 "EOS is replaced too; then the decoder never learns to stop": (
                     late.masked_fill((late == PAD) | (late == EOS), -100)
                 ),
+                "the padding is kept, and EOS replaced": late.masked_fill(late == EOS, -100),
+                "the padding is replaced by another number than the one that the loss leaves out": (
+                    lambda: alike(targets.masked_fill(late == PAD, -100), hidden)
+                ),
                 "the targets are shifted by two": F.pad(tokens[:, 2:], (0, 1)).masked_fill(
                     F.pad(tokens[:, 2:], (0, 1)) == PAD, -100
                 ),
             },
         )
+        case.dtype(targets, torch.int64, what="the targets")
     with case("2: a program mended", points=2, hint="for each of the two attentions: whose tokens are the keys?"):
         source, target = sentences(3, 1, 2, length=6), sentences(1, 3, 4, length=6)
         y, memory = case.randn(3, 6, 4), case.randn(3, 6, 4)
         causal = torch.ones(6, 6, dtype=torch.bool).tril()
         right = decoder_layer_of(y, memory, (target != PAD)[:, None, :] & causal, (source != PAD)[:, None, :])
         mistakes = decoder_layer_mistakes(y, memory, source, target)
-        mended(answer, case, CROSS, run_decoder_layer, (y, memory, source, target), right, mistakes)
+        inputs, words = (y, memory, source, target), target != PAD
+        mended(answer, case, CROSS, run_decoder_layer, inputs, right, mistakes, bad=5, rows=words)
     with case("3: memory of the cache", points=2, hint="what shape have the keys that one layer keeps?"):
         right = cache_bytes()
         mistakes = {
             "that keeps the keys, or the values; both are needed": cache_bytes(kinds=1),
             "that keeps queries too; a query is used once and never again": cache_bytes(kinds=3),
+            "that keeps the queries of all 8 heads too; a query is used once and never again": (
+                cache_bytes(kinds=1, heads=2 + 2 + 8)
+            ),
             "that gives each of the 8 query heads keys and values of its own": cache_bytes(heads=8),
             "that is one layer; every layer has keys and values of its own": cache_bytes(layers=1),
             "that is one hypothesis; beam search keeps three at a time": cache_bytes(hypotheses=1),
             "that counts numbers; a number in float32 has more than one byte": right // 4,
             "that counts bits; a byte has 8": 8 * right,
+            "that is one token of 1,000, or the number is good in another unit, kB": right / 1000,
         }
         units = {"kB": 1e3, "KiB": 2**10, "MB": 1e6, "MiB": 2**20, "GB": 1e9, "GiB": 2**30}
         number(answer, case, "cache", right, mistakes, units=units)
@@ -563,6 +673,8 @@ def translation_quiz(answer, case):
             "with the mean log probability the longer one does win, but not only from there on": 1,
             "that is turned over: which of the two logarithms is divided by which?": 1 / right,
             "the sign: a negative exponent would punish length": -right,
+            "with the root of the length the shorter one still wins": 0.5,
+            "that compares with the probabilities themselves; the scores are logarithms, and the sign is wrong": -2,
             "without any normalisation the shorter one wins": 0,
             "that is the ratio of the mean log probabilities": (math.log(64) / 6) / (math.log(16) / 3),
             "that compares the lengths with the probabilities themselves; the scores are logarithms": 2,
@@ -574,13 +686,16 @@ def translation_quiz(answer, case):
             "that is as if the penalty were the share of the words that is left": 40 * 0.8,
             "that has no penalty: precision alone does not see that words are missing": 40,
             "that is turned over: the reference's length is divided by the translation's": 40 * math.exp(0.8 - 1),
+            "that is turned over, and makes a short translation gain": 40 * math.exp(1 - 0.8),
+            "that takes the penalty into the mean of the four precisions; it stands outside": 40 * math.exp(-0.25 / 4),
+            "that lowers the precisions too; they stay as they were": 40 * 0.8 * math.exp(1 - 1 / 0.8),
             "a short translation must lose, not gain": 40 * math.exp(1 / 0.8 - 1),
             "that is the penalty alone; what is left of the 40?": math.exp(1 - 1 / 0.8),
             "that forgets the 1 in the exponent": 40 * math.exp(-1 / 0.8),
             "that is what is lost; what is left?": 40 - right,
             "that is as if only a fifth of the words were left": 40 * math.exp(1 - 1 / 0.2),
         }
-        number(answer, case, "bleu", right, mistakes, digits=3)
+        number(answer, case, "bleu", right, mistakes, digits=3, units={"shares of 1": 100})
 
 
 # -- 4 losses ---------------------------------------------------------------------------------------------
@@ -626,6 +741,18 @@ def losses_quiz(answer, case):
             "a loss of 0 would need a target with a single 1; the smoothed target has none": 0,
             "that gives the whole 0.1 to the nine wrong classes; all ten get their part of it": smallest_loss(others),
             "that is the term of the right class; the nine others ask for their part too": -smooth[0].log(),
+            "that is the weighted term of the right class; the nine others have terms too": (
+                -smooth[0] * smooth[0].log()
+            ),
+            "that has two outcomes, of 0.9 and 0.1; the 0.1 is spread over ten classes": (
+                smallest_loss(torch.tensor([0.9, 0.1], dtype=torch.float64))
+            ),
+            "that sums eleven terms: 0.9, and ten times 0.01; the right class has one of 0.91": (
+                -0.9 * math.log(0.9) - 0.1 * math.log(0.01)
+            ),
+            "that has ten other classes beside the right one; they are nine": right - 0.01 * math.log(0.01),
+            "that is the mean over the classes; a cross-entropy is a sum over them": right / classes,
+            "that is what is spread, not what it costs": smoothing,
             "that is -log 0.9: the right class gets a bit more than 0.9, and the others cost something": -math.log(0.9),
             "that is in bits; cross_entropy uses the natural logarithm": right / math.log(2),
             "that is the loss of a model that knows nothing": math.log(classes),
@@ -645,7 +772,10 @@ def losses_quiz(answer, case):
                 (0.5**2 * math.log(0.5)) / (0.9**2 * math.log(0.9))
             ),
             "that is turned over: how many easy ones weigh as much as one hard one?": 1 / right,
-            "that has γ = 1": focal(0.5, 1) / focal(0.9, 1),
+            "that has γ = 1, the exponent of (1 - p); here (1 - p) is squared": focal(0.5, 1) / focal(0.9, 1),
+            "that is the loss of the hard example; how many easy ones have as much?": focal(0.5),
+            "that is a difference; how many times does the small loss go into the large one?": focal(0.5) - focal(0.9),
+            "that takes the logarithm of 1 - p": (0.5**2 * math.log(0.5)) / (0.1**2 * math.log(0.1)),
         }
         number(answer, case, "easy", right, mistakes, digits=3)
     with case("3: who still pulls", points=2, hint="up to which distance from the anchor has a negative a gradient?"):
@@ -659,7 +789,8 @@ def losses_quiz(answer, case):
                 ((distance > 2) & (losses > 0)).sum()
             ),
             "that is all of them; a negative that is far enough away has a loss of 0": len(NEGATIVES),
-            "that has none: a negative that is too near has a loss": 0,
+            "that has none: a negative that is too near has a loss, and the margin lies beyond the positive": 0,
+            "that is the nearest alone; each negative has a loss of its own": 1,
         }
         number(answer, case, "pulling", right, mistakes, whole=True)
     with case("4: no temperature", points=2, hint="one row of similarities: 1 for the pair, -1 for all others"):
@@ -673,6 +804,11 @@ def losses_quiz(answer, case):
                 F.cross_entropy(torch.eye(size, dtype=torch.float64), labels)
             ),
             "that leaves the pair itself out of the sum below the fraction": math.log((size - 1) * math.exp(-2)),
+            "that counts the pair itself among the others; a row has 127 of them": math.log(1 + size * math.exp(-2)),
+            "that is the sum over the rows; the mean is asked": size * right,
+            "that is the log of the sum below the fraction; from this the pair's own logit is subtracted": right + 1,
+            "that is the pair's own logit with a minus; the softmax has a sum below the fraction, too": -1,
+            "that is in bits; cross_entropy uses the natural logarithm": right / math.log(2),
             "that is a probability, not yet its negative logarithm": math.exp(-right),
             "that has one other only; a row has 127": math.log(1 + math.exp(-2)),
         }
@@ -716,8 +852,16 @@ def training_quiz(answer, case):
                 after_one_step(optim.SGD) - decay
             ),
             "that is the decay alone": 2.0 - decay,
+            "that is the change; the weight afterwards is asked": right - 2.0,
+            "the decay has to make the weight smaller, too; it grows": right + 2 * decay,
+            "the step has to be multiplied by the learning rate, too": 2.0 - decay - 1,
+            "the decay is a share of the weight before the step, not of the one after it": (
+                after_one_step(optim.Adam) * (1 - decay / 2.0)
+            ),
+            "that divides by v, not by its root": 2.0 - decay - 0.1 / 0.003,
+            "m and v both start at 0; you have corrected v and not m": 2.0 - decay - 0.1 * 0.1,
             "that goes uphill: the gradient is positive": 2 * (2.0 - decay) - right,
-            "the decay is multiplied by the learning rate too": right + decay - 0.1 * 2.0,
+            "the decay has to be multiplied by the learning rate too": right + decay - 0.1 * 2.0,
             "m and v start at 0, and Adam corrects for that; you have left the correction out": (
                 2.0 - decay - 0.1 * (0.1 / math.sqrt(0.001))
             ),
@@ -732,6 +876,8 @@ def training_quiz(answer, case):
         right = int(((rate <= half * (1 + 1e-12)) & (step > peak)).nonzero()[0]) + 1
         mistakes = {
             "that would be so if the rate fell with 1/step; it falls with its root": 2 * warmup,
+            "that would be so if the rate fell with 1/step²: the root belongs to the step": warmup * math.sqrt(2),
+            "that takes the exponent 3/2 of the way up; behind the peak it is the root": warmup * 2 ** (2 / 3),
             "that is on the way up; the second time is asked": (
                 int(((rate >= half * (1 - 1e-12)) & (step < peak)).nonzero()[0]) + 1
             ),
@@ -747,6 +893,11 @@ def training_quiz(answer, case):
         mistakes = {
             "each tensor was clipped on its own; clip_grad_norm_ looks at all of them as one vector": 3,
             "norms of parts do not add up: their squares do": limit * 3 / sum(norms),
+            "that divides by the square of the norm": limit * 3 / math.hypot(*norms) ** 2,
+            "that is the factor by which all are multiplied": right / 3,
+            "that compares with the mean of the three norms; it is the norm of all together that counts": (
+                limit * 3 / (sum(norms) / 3)
+            ),
             "that compares with the largest of the three": limit * 3 / max(norms),
             "that makes the whole gradient as long as 1": 3 / math.hypot(*norms),
             "that is the norm of the whole gradient after clipping; the first tensor is asked": limit,
@@ -797,6 +948,9 @@ def processes_quiz(answer, case):
             "that weights the processes the wrong way round: it gives the few reviews the large weight": (
                 (8 * first.mean() + 24 * second.mean()) / 32
             ),
+            "that divides by the number of reviews; DDP divides by the number of processes": (
+                (first.mean() + second.mean()) / 32
+            ),
             "that sums over reviews; both losses are means": first.sum() + second.sum(),
         }
         number(answer, case, "averaged", right, mistakes)
@@ -810,6 +964,9 @@ def processes_quiz(answer, case):
             "that splits the gradients too": held(split=("gradients", "moments")),
             "AdamW keeps two numbers for each weight, not one": held(moments=1),
             "that forgets the gradients, or the weights": held() - 1,
+            "AdamW keeps two moments; one of them is not split here": held() + Fraction(7, 8),
+            "that counts numbers; a number in float32 has more than one byte": held() / 4,
+            "that has two bytes for a number; float32 has more": held() / 2,
             "that leaves the moments out, or splits them among endlessly many": held(moments=0),
             "that is all 8 processes together": 8 * held(),
             "that is what the moments alone take": Fraction(2, 8),
@@ -825,13 +982,15 @@ def processes_quiz(answer, case):
             "that sends everything to everybody; on a ring only the neighbour is sent to, and parts": (
                 size * (processes - 1)
             ),
-            "that is what it would be with endlessly many processes": 2 * size,
+            "that takes a turn too many in each round; it would be so with endlessly many processes": 2 * size,
             "that sends a part in every turn, but there are fewer turns than processes in each round": (
                 Fraction(2 * processes + 1, processes)
             ),
             "that sends the whole gradient in each turn, or counts what all processes send together": (
                 2 * size * (processes - 1)
             ),
+            "that sends a whole gradient for each process; parts are sent": size * processes,
+            "that counts what is received, too": 2 * right,
             "that is two of the parts; there are more turns": Fraction(2, processes),
             "that is one part, sent in one turn": Fraction(1, processes),
         }
@@ -906,6 +1065,7 @@ def shipping_quiz(answer, case):
             "that is the middle; a range that is symmetric would have it there": 128,
             "the sign: the integers of uint8 start at 0": -right,
             "that is the scale": (outlier - low) / 255,
+            "that is the distance to 0 itself; count it in steps": -low,
         }
         number(answer, case, "zero_point", right, mistakes, whole=True)
     with case("3: dynamic quantization", points=2, hint="which of the two parts is touched?"):
@@ -938,6 +1098,8 @@ def shipping_quiz(answer, case):
             "that is the time for which a batch is collected; computing comes on top": 32,
             "that is a request that is served alone": 8,
             "that adds the time of a request alone; in the batch all 16 are computed at once": right - 20 + 8,
+            "that computes 16 requests, each alone, one after another; a batch takes 20 ms as a whole": 16 * 8,
+            "that waits for a batch before; the server has long finished that": right + 20,
             "that computes the 16 one after another; the batch takes 20 ms as a whole": right - 20 + 16 * 8,
         }
         number(answer, case, "longest", right, mistakes, units={"seconds": 1e3, "microseconds": 1e-3})
