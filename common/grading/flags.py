@@ -58,7 +58,9 @@ _OF_MODULE = {  # attributes of a module, and what they do
     "numpy": (FILES, {"load", "save", "savez"}),
 }
 _OS_IS_FINE = {"path", "sep", "linesep"}
-_OS_FILES = {"open", "close", "fsync", "replace", "rename", "remove", "unlink", "mkdir", "makedirs", "listdir", "scandir"}
+_OS_FILES = {
+    *("open", "close", "fsync", "replace", "rename", "remove", "unlink", "mkdir", "makedirs", "listdir", "scandir"),
+}
 ALLOWED = {"files": FILES, "processes": PROCESSES, "network": NETWORK}  # what a task may ask for
 _PARENTS = {"Tensor", "Parameter", "ndarray"}
 _POSES = {"__torch_function__", "__torch_dispatch__", "__class__", "__eq__", "__bool__", "__getattribute__"}
