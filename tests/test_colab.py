@@ -112,6 +112,7 @@ def test_the_course_is_fetched_and_what_is_missing_installed(machine):
     (asked,) = machine.asked
     missing = {"tokenizers", "sacrebleu", "onnx", "onnxscript", "onnxruntime"}
     missing |= {"datasets", "scikit-learn", "tensorboard"}
+    missing |= {"fastapi", "starlette", "pydantic", "uvicorn", "httptools", "prometheus-client", "sqlalchemy"}
     assert {name.split("<=")[0] for name in asked} == missing
 
 

@@ -1,6 +1,8 @@
-"""CIFAR-10 and the networks that were trained on it, from tiny files; the real figures where a mirror is named."""
+"""MNIST, CIFAR-10 and networks that were trained on it, from tiny files; the real figures where a mirror is named."""
 
+import gzip
 import hashlib
+import math
 import os
 import pickle
 
@@ -55,6 +57,45 @@ def put_whole(folder, monkeypatch):
     for files in ("train_list", "test_list"):
         monkeypatch.setattr(CIFAR10, files, [(name, None) for name, _ in getattr(CIFAR10, files)])
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": None})
+
+
+def write_mnist(folder, monkeypatch):
+    """Write MNIST's four files with 3 and 2 pictures, and make torchvision content with their checksums."""
+    from torchvision.datasets import MNIST
+
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    resources = []
+    for name, _ in MNIST.resources:
+        count = 3 if name.startswith("train") else 2
+        shape = (count, 28, 28) if "images" in name else (count,)
+        head = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+        (raw / name).write_bytes(gzip.compress(head + bytes(i % 10 for i in range(math.prod(shape)))))
+        resources.append((name, hashlib.md5((raw / name).read_bytes()).hexdigest()))
+    monkeypatch.setattr(MNIST, "resources", resources)
+
+
+def test_mnist_from_a_mirror_that_stays_as_it_is(mirror, monkeypatch):
+    write_mnist(mirror, monkeypatch)
+    before = sorted(mirror.rglob("*"))
+    x, y, held_out, labels = images.mnist()
+    assert (x.shape, x.dtype, y.tolist()) == ((3, 28, 28), torch.uint8, [0, 1, 2])
+    assert (held_out.shape, labels.dtype) == ((2, 28, 28), torch.int64)
+    assert x.flatten()[:12].tolist() == [*range(10), 0, 1]
+    assert sorted(mirror.rglob("*")) == before
+
+
+def test_mnist_that_cannot_be_had(mirror, monkeypatch, tmp_path):
+    write_mnist(mirror, monkeypatch)
+    path = mirror / "MNIST" / "raw" / "t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(MissingData, match=r"t10k-labels.* is missing or damaged.*unset COURSE_DATA"):
+        images.mnist()
+    monkeypatch.delenv("COURSE_DATA")
+    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:1/"])
+    with pytest.raises(MissingData, match="Connect to the network"):
+        images.mnist()
 
 
 def test_cifar10_from_a_mirror(small):

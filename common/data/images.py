@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -47,6 +49,47 @@ def digits(held_out: int = 500, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, 
     pictures = torch.tensor(bundle.data, dtype=torch.float32)[order] / 16
     labels = torch.tensor(bundle.target)[order]
     return pictures[held_out:], labels[held_out:], pictures[:held_out], labels[:held_out]
+
+
+def mnist() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return MNIST: handwritten digits of 28 × 28 pixels, 60,000 to learn from and 10,000 of other writers.
+
+    From the folder `MNIST/raw` of the mirror that COURSE_DATA names, which holds the four original .gz files; without
+    a mirror they are downloaded once (12 MB).
+
+    Source: Y. LeCun and others, Gradient-Based Learning Applied to Document Recognition, 1998.
+
+    Returns:
+        Training pictures, uint8 (60000, 28, 28), and labels, int64 (60000,); then both of the test part.
+
+    Raises:
+        MissingData: when a file is missing or damaged, or cannot be downloaded.
+    """
+    from torchvision.datasets import MNIST
+    from torchvision.datasets.utils import check_integrity
+
+    folder = data.mirror()
+    with tempfile.TemporaryDirectory() as unpacked:  # torchvision unpacks beside the files; a mirror stays as it is
+        if folder is not None:
+            raw = Path(unpacked, "MNIST", "raw")
+            raw.mkdir(parents=True)
+            for name, md5 in MNIST.resources:
+                path = folder / "MNIST" / "raw" / name
+                if not check_integrity(str(path), md5):
+                    raise MissingData(
+                        f"{path} is missing or damaged. Put the original file there, or unset COURSE_DATA to "
+                        "download MNIST."
+                    )
+                shutil.copy(path, raw)
+        root = str(data.CACHE if folder is None else unpacked)
+        try:
+            train, test = (MNIST(root, train=train, download=True) for train in (True, False))
+        except (OSError, RuntimeError) as error:  # URLError is an OSError
+            raise MissingData(
+                f"MNIST could not be loaded ({str(error).splitlines()[0]}). Connect to the network and try again, or "
+                "let COURSE_DATA name a mirror that holds it."
+            ) from None
+    return train.data, train.targets, test.data, test.targets
 
 
 def cifar10() -> tuple[Tensor, Tensor, Tensor, Tensor]:

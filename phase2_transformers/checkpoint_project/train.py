@@ -321,6 +321,7 @@ def parse(arguments=None):
     add("--d-model", type=int, default=64)
     add("--heads", type=int, default=4)
     add("--layers", type=int, default=2)
+    add("--pairs", type=int, default=0, help="rows for pairs of neighbouring tokens, see PairEmbedding; 0: none")
     add("--max-length", type=int, default=512, help="tokens of a text; of longer ones the middle is left out")
     add("--dropout", type=float, default=0.1)
     add("--token-dropout", type=float, default=0.0, help="share of the tokens left out in training")
@@ -376,10 +377,34 @@ def demand_same(options):
     file.write_text(json.dumps(wanted), encoding="utf-8")
 
 
+class PairEmbedding(nn.Module):
+    """Embeddings that also know the token before: words(b) + up(pairs(a, b)), in the place of a model's `embed`.
+
+    There are far too many pairs (a, b) to keep a vector for each. So a number is computed from a and b, which says
+    which of some rows is theirs; pairs that meet in a row share it (Joulin et al. 2017).
+    """
+
+    def __init__(self, words, pairs, size=32):
+        """Keep the embeddings `words`, and make `pairs` rows of `size` features."""
+        super().__init__()
+        self.words, self.pairs = words, nn.Embedding(pairs, size)
+        nn.init.normal_(self.pairs.weight, std=0.05)
+        self.up = nn.Linear(size, words.embedding_dim, bias=False)
+
+    def forward(self, tokens):
+        """Return (B, T, D) for tokens (B, T); before the first one stands padding."""
+        before = F.pad(tokens, (1, 0))[:, :-1]
+        rows = (before * self.words.num_embeddings + tokens) % self.pairs.num_embeddings
+        return self.words(tokens) + self.up(self.pairs(rows))
+
+
 def make_model(options, vocab):
     """Build the classifier that the options describe."""
     size = options.d_model
-    return TextClassifier(vocab, size, options.heads, options.layers, 2 * size, options.max_length, options.dropout)
+    model = TextClassifier(vocab, size, options.heads, options.layers, 2 * size, options.max_length, options.dropout)
+    if options.pairs:
+        model.embed = PairEmbedding(model.embed, options.pairs)
+    return model
 
 
 def fuse():
