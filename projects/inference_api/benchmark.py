@@ -56,13 +56,10 @@ def measure(command, env, options):
 
 def pictures(model):
     """Return requests for a model file, as bytes."""
-    import numpy as np
     import onnxruntime
 
     shape = onnxruntime.InferenceSession(str(model)).get_inputs()[0].shape[1:]
-    generator = np.random.default_rng(0)
-    ink = generator.integers(1, 256, (64, *shape)) * (generator.random((64, *shape)) < 0.2)
-    return [load.request_bytes("http://127.0.0.1/predict", {"image": one}) for one in ink.tolist()]
+    return [load.request_bytes("http://127.0.0.1/predict", {"image": one}) for one in load.ink(shape)]
 
 
 def main():

@@ -181,14 +181,17 @@ def drive(url, requests, **options):
     return play(run(url, requests, **options))
 
 
-def example_pictures(url, number=64, seed=0):
-    """Return pictures of the shape that a service asks for, of random strokes: nested lists."""
+def ink(shape, number=64):
+    """Return pictures of random ink as nested lists, the same ones every time."""
+    generator = np.random.default_rng(0)
+    return (generator.integers(1, 256, (number, *shape)) * (generator.random((number, *shape)) < 0.2)).tolist()
+
+
+def example_pictures(url):
+    """Return pictures of the shape that a service asks for: nested lists."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"{url}/model", timeout=10) as answer:
-        shape = json.load(answer)["shape"]
-    generator = np.random.default_rng(seed)
-    ink = generator.integers(1, 256, (number, *shape)) * (generator.random((number, *shape)) < 0.2)
-    return ink.tolist()
+        return ink(json.load(answer)["shape"])
 
 
 def main():

@@ -118,15 +118,22 @@ def draw(scrapes, events, accuracy=None):
 # -- the real Prometheus --------------------------------------------------------------------------------------
 
 
-def prometheus(url, folder):
-    """Start Prometheus so that it asks the service at `url` every second; for a `with` block.
+def prometheus(url, folder, port=None, hurried=True):
+    """Start Prometheus, which asks the service at `url`; for a `with` block.
 
-    The course's prometheus.yml is taken, with this address in it.
+    The unit's prometheus.yml is taken, with this address in it.
+
+    Args:
+        url: of the service.
+        folder: where it keeps what it reads.
+        port: its own; a free one when left out.
+        hurried: whether it reads and judges every second instead of as prometheus.yml says.
     """
-    here, port = Path(__file__).resolve().parent, free_port()
+    here, port = Path(__file__).resolve().parent, port or free_port()
     text = (here / "prometheus.yml").read_text(encoding="utf-8")
     text = text.replace("localhost:8000", url.removeprefix("http://")).replace("alerts.yml", str(here / "alerts.yml"))
-    text = text.replace("scrape_interval: 5s", "scrape_interval: 1s").replace("interval: 15s", "interval: 1s")
+    if hurried:
+        text = text.replace("scrape_interval: 5s", "scrape_interval: 1s").replace("interval: 15s", "interval: 1s")
     config = Path(folder, "prometheus.yml")
     config.write_text(text, encoding="utf-8")
     command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder}/tsdb"]

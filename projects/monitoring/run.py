@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import dashboard
 import day
 import prepare
 
@@ -55,12 +56,7 @@ def main():
         print(f"service     {url}/docs   (metrics: {url}/metrics)")
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         if shutil.which("prometheus"):
-            config = Path(folder, "prometheus.yml")
-            text = (HERE / "prometheus.yml").read_text().replace("localhost:8000", f"localhost:{options.port}")
-            config.write_text(text.replace("alerts.yml", str(HERE / "alerts.yml")))
-            command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder}/data",
-                       f"--web.listen-address={HOST}:9090"]  # fmt: skip
-            stack.enter_context(started(command, url=f"http://{HOST}:9090", ready="/-/ready"))
+            stack.enter_context(dashboard.prometheus(url, folder, port=9090, hurried=False))
             print(f"Prometheus  http://{HOST}:9090/alerts")
         else:
             print(
