@@ -270,9 +270,10 @@ def prepare(options, rank):
         texts, labels = read_texts(options.data)
         held_out = len(texts) // 10
         tokenizer = make_tokenizer(texts[held_out:], options.vocab)
-        tokens = [torch.tensor(one.ids or [1], dtype=torch.int32) for one in tokenizer.encode_batch(texts)]
+        ids = [one.ids or [1] for one in tokenizer.encode_batch(texts)]
         made = {
-            "tokens": tokens,
+            "tokens": torch.tensor([one for text in ids for one in text], dtype=torch.int32),
+            "lengths": [len(text) for text in ids],
             "labels": torch.tensor(labels),
             "held_out": held_out,
             "vocab": tokenizer.get_vocab_size(),
@@ -283,6 +284,7 @@ def prepare(options, rank):
     if dist.is_initialized():
         dist.barrier()
     prepared = torch.load(file, weights_only=True)
+    prepared["tokens"] = prepared["tokens"].split(prepared["lengths"])
     return prepared["tokenizer"], prepared
 
 

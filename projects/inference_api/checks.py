@@ -90,9 +90,13 @@ def played(story, *values):
             raise RuntimeError("your code waits for something that never happens") from None
         finally:
             for task in asyncio.all_tasks(loop):
+                loop.idle_turns = 0
                 task.cancel()
                 with contextlib.suppress(BaseException):
                     loop.run_until_complete(asyncio.wait_for(task, 1))
+            for task in asyncio.all_tasks(loop):  # Python 3.11 can crash when its garbage collector meets them
+                with contextlib.suppress(BaseException):
+                    task.get_coro().close()
             asyncio.set_event_loop(None)
             loop.close()
 
