@@ -174,7 +174,12 @@ def heads_mistakes(values, x, heads, mask=None):
     def strided(t):
         return t.view(B, T, -1, heads).permute(0, 3, 1, 2)
 
-    hidden = {"the mask is not used": lambda: join(torch_attention(split(q), split(k), split(v))) @ out}
+    hidden = {
+        "the mask is not used": lambda: join(torch_attention(split(q), split(k), split(v))) @ out,
+        "the mask has the wrong sense: True means that a query may attend to a key": (
+            lambda: join(torch_attention(split(q), split(k), split(v), ~mask)) @ out
+        ),
+    }
     return (hidden if mask is not None else {}) | {
         "(B, T, D) is reshaped to (B, H, T, d) directly, which mixes tokens and features: split D, then transpose": (
             by(lambda t: t.reshape(B, heads, T, -1), lambda t: t.reshape(B, T, D))
@@ -188,6 +193,10 @@ def heads_mistakes(values, x, heads, mask=None):
         "head 0 gets every H-th feature; it gets the first d": by(
             strided, lambda t: t.permute(0, 2, 3, 1).reshape(B, T, D)
         ),
+        "head 0 is made of every H-th feature; it gets the first d": by(strided, join),
+        "the heads attend to each other, each token for itself: exchange the axes of heads and tokens before": (
+            lambda: torch_attention(*(t.view(B, T, heads, -1) for t in (q, k, v))).reshape(B, T, D) @ out
+        ),
         "the heads are joined in another order than that in which they were split": (
             by(split, lambda t: t.permute(0, 2, 3, 1).reshape(B, T, D))
         ),
@@ -196,6 +205,9 @@ def heads_mistakes(values, x, heads, mask=None):
         "queries and keys are exchanged": (lambda: join(torch_attention(split(k), split(q), split(v), mask)) @ out),
         "the values are the input itself; apply the map v to it": (
             lambda: join(torch_attention(split(q), split(k), split(x), mask)) @ out
+        ),
+        "the values come from the map of the keys; they have a map of their own": (
+            lambda: join(torch_attention(split(q), split(k), split(k), mask)) @ out
         ),
         "queries, keys and values come from one and the same linear map; each has its own": (
             lambda: join(torch_attention(split(q), split(q), split(q), mask)) @ out
@@ -407,6 +419,9 @@ def layer_mistakes(values, x, heads, d_ff, hidden=None):
             lambda t: (t - t.mean(-1, keepdim=True)) / (t.std(-1, keepdim=True) + 5e-6)
         ),
         "the norms run over the tokens; nn.LayerNorm runs over the features of each token": by_norm(over_tokens),
+        "the norms run over tokens and features together; nn.LayerNorm runs over the features of each token": by_norm(
+            lambda t: F.layer_norm(t, t.shape[1:])
+        ),
         "the GELU comes after `down`; it stands between `up` and `down`": sum_of(
             lambda t: t + attend(right.norm1(t)), lambda t: t + F.gelu(right.linear2(right.linear1(right.norm2(t))))
         ),
@@ -464,6 +479,10 @@ def encoder_layer(answer, case):
             "the feed-forward part is not dropped": x + right.linear2(F.gelu(right.linear1(right.norm2(x)))),
             "the feed-forward part is dropped before `down` only, whose bias is still added": x + values["down.bias"],
         }
+        mistakes |= always(
+            "with dropout 1 in training mode something else than x is left: does dropout get its probability, and is x "
+            "itself left alone?"
+        )
         case.close(
             built.train()(x),
             x,
@@ -551,7 +570,9 @@ def classify_by_torch(values, tokens, heads, layers, d_ff, change=""):
     x = size * F.embedding(tokens, values["embed.weight"]) + scale * places
     if change == "unknown":
         real = tokens > 1
-    seen = {"attention": None, "inverted": real}.get(change, ~real)
+    if change == "blind":
+        real = torch.ones_like(real)
+    seen = {"attention": None, "inverted": real, "flipped": real}.get(change, ~real)
     if change in ("again", "each normed"):
         first = x
         for one in encoder.layers:
@@ -598,6 +619,8 @@ CHANGES = {
     "from 1": "the positions are counted from 1; the first token has position 0",
     "unknown": "token 1 is taken for padding: it is [UNK], a real token; only 0 is padding",
     "inverted": "the mask has the wrong sense: True means a real token",
+    "flipped": "the mask that the layers get has the wrong sense: True means a real token",
+    "blind": "padding is recognised neither by the attention nor by the mean",
     "again": "every layer gets the embeddings; each should get what the layer before it has made",
     "one": "only the first layer is used",
     "each normed": "the last norm comes after every layer; it comes once, after the last one",
@@ -651,6 +674,10 @@ def text_classifier(answer, case):
 
     with case("its parts have the names of the docstring", points=1, hint="embed, layers, norm, head"):
         built = build(classes=3)
+        layers = {name.split(".")[1] for name in built.parameters() if name.startswith("layers.")}
+        none = "the parameters below `layers` are missing: is it an nn.ModuleList? A plain list hides its layers"
+        case.true(len(layers) > 0, none)
+        case.true(len(layers) == L, f"of {L} layers {len(layers)} have parameters of their own: build each anew")
         demand_names(case, built, classifier_names(L))
         two = {"there are 2 classes, though 3 were asked for": (2, D)}
         case.shape(built.parameters()["head.weight"], (3, D), what="head.weight", mistakes=two)
@@ -758,6 +785,16 @@ def warmup_cosine(answer, case):
         mistakes = {
             "the line begins with step + 1: it should be 0 at step 0 and max_lr at step warmup": (
                 torch.where(line, max_lr * (at + 1) / max(warmup, 1), right)
+            ),
+            "the line is divided by warmup - 1: max_lr comes a step too early": (
+                torch.where(line, max_lr * at / max(warmup - 1, 1), right)
+            ),
+            "the line is divided by warmup + 1: at step warmup max_lr is not reached": (
+                torch.where(line, max_lr * at / (warmup + 1), right)
+            ),
+            "the cosine is divided by total - warmup - 1: it arrives a step too early": from_here(
+                min_lr
+                + (max_lr - min_lr) * (1 + (math.pi * ((at - warmup) / (total - warmup - 1)).clamp(max=1)).cos()) / 2
             ),
             "every rate is that of the step after": torch_schedule([step + 1 for step in steps], **options),
             "every rate is that of the step before": torch_schedule([max(step - 1, 0) for step in steps], **options),
@@ -880,6 +917,9 @@ def clip_gradients(answer, case):
             "the mean of the squares is used; they add up": (
                 flat * (max_norm / (flat.square().mean().sqrt() + 1e-6)).clamp(max=1)
             ),
+            "the largest entry is used as the norm; take the root of the sum of squares": (
+                flat * (max_norm / (flat.abs().max() + 1e-6)).clamp(max=1)
+            ),
             "the factor is upside down: the gradients are longer now": flat * total / max_norm,
             "the largest of the norms is used; take that of all together": (
                 flat * (max_norm / (max(g.norm() for g in gradients) + 1e-6)).clamp(max=1)
@@ -965,8 +1005,8 @@ def by_hand(starts, gradients, options, change):
                 p.mul_(1 - lr * decay if change == "decay all" else 1)
                 continue
             t[i], together = t[i] + 1, together + 1
-            n = {"each counts": together, "steps": number + 1}.get(change, t[i])
-            first, new = (m[i], v[i]) if change != "anew" else (torch.zeros_like(p), torch.zeros_like(p))
+            n = {"each counts": together, "steps": number + 1, "all anew": 1}.get(change, t[i])
+            first, new = (m[i], v[i]) if "anew" not in change else (torch.zeros_like(p), torch.zeros_like(p))
             if change == "from g" and n == 1:
                 first, new = g.clone(), g * g
             p.mul_(1 - lr * decay)
@@ -982,6 +1022,7 @@ def by_hand(starts, gradients, options, change):
 ADAM = {
     "no power": "the bias is corrected by 1 - beta in each step; after step 1 it is 1 - beta^t",
     "anew": "m and v begin at 0 again in each step; after step 1 they should remember",
+    "all anew": "t, m and v begin anew in each step; after step 1 they should remember",
     "from g": "m and v begin with the first gradient; they begin at 0",
     "whole g": "g is added to m as a whole; it gets the share 1 - beta1",
     "v from 1": "v begins at 1; it begins at 0",
@@ -1051,6 +1092,7 @@ def adamw(answer, case):
             "the decay is not multiplied by lr": start * (1 - weight_decay) - lr * adam,
             "eps is missing": decayed - lr * g.sign(),
             "the decay comes after the step; p shrinks first": (start - lr * adam) * (1 - lr * weight_decay),
+            "the decay has the wrong sign: p grows by it": start * (1 + lr * weight_decay) - lr * adam,
             "the decay is done twice": decayed - lr * adam - lr * weight_decay * decayed,
             "the sign is wrong: p grows along the gradient": decayed + lr * adam,
             "t begins at 0, so the first step divides by 0 or not at all; it is 1 in the first step": start,
@@ -1063,7 +1105,9 @@ def adamw(answer, case):
     with case("the first step", points=2, hint="m and v begin at 0, t at 1; the formulas stand in the docstring"):
         start, g = case.randn(4, 5), case.randn(4, 5)
         found = answer.probe(optimize, [start], [[g]], [DEFAULTS], [], -1)[0][0]
-        case.finite(found, what="p after one step")
+        case.true(found.isfinite().any(), "p is not finite after one step: with t = 0, 1 - beta^t is 0; t begins at 1")
+        root = "a part of p is not finite after one step: has v, made of squares, become negative? It is not m"
+        case.true(found.isfinite().all(), root)
         expected = of_torch([start], [[g]], [DEFAULTS], [], -1)[0][0]
         mistakes = first_steps(start, g, **DEFAULTS)
         for change in ("whole g", "v from 1", "late", "from g", "abs"):
@@ -1103,7 +1147,20 @@ def adamw(answer, case):
         ):
             found = answer.probe(optimize, starts, gradients, groups, rates, -1)[-1]
             expected = of_torch(starts, gradients, groups, rates, -1)[-1]
-            case.close(torch.cat(found), torch.cat(expected), what=what)
+            slow = [group | {"lr": 1e-3} for group in groups]
+            mistakes = {
+                "lr is the one given to __init__; each group has its own, which a schedule changes": (
+                    lambda slow=slow: torch.cat(of_torch(starts, gradients, slow, [], -1)[-1])
+                ),
+                "the schedule is not seen: read lr from the group in each step": (
+                    lambda: torch.cat(of_torch(starts, gradients, groups, [], -1)[-1])
+                ),
+                "all groups are moved by the options of the first": (
+                    lambda rates=rates: torch.cat(of_torch(starts, gradients, groups[:1] * 2, rates, -1)[-1])
+                ),
+                "only the first group is moved": torch.cat([expected[0], starts[1]]),
+            }
+            case.close(torch.cat(found), torch.cat(expected), what=what, mistakes=mistakes)
     with case("without a gradient: as it was", points=1, hint="skip it: no decay, no counting"):
         gradients = [[case.randn(3), None], [case.randn(3), case.randn(3)], [None, case.randn(3)]]
         arguments = [case.randn(3), case.randn(3)], gradients, [DEFAULTS], [], -1
@@ -1270,10 +1327,11 @@ def odd_model(seed):
 def broadcast_two(broadcast_weights, seeds):
     """Let two ranks broadcast: first rank 0, whose tensors are written down, then rank 1, which is given them.
 
-    Returns the tensors of both ranks by name, what rank 1 has lost, and the first disagreement between the two, or
-    "".
+    Returns the tensors of both ranks by name, what rank 1 has lost, the first disagreement between the two, or "",
+    and what rank 1 has received into tensors that are not the model's.
     """
-    sent, models, trouble = [], [odd_model(seed) for seed in seeds], []
+    sent, models, trouble, beside = [], [odd_model(seed) for seed in seeds], [], []
+    own = {t.data_ptr() for t in (*models[1].parameters(), *models[1].buffers())}
 
     def send(tensor, src):
         if src != 0:
@@ -1287,6 +1345,8 @@ def broadcast_two(broadcast_weights, seeds):
             trouble.append("the ranks broadcast other tensors, or in another order: real ones would wait for ever")
             return
         tensor.detach().copy_(sent.pop(0))
+        if tensor.data_ptr() not in own:
+            beside.append(tensor.detach().clone())
 
     kept = [torch.get_rng_state()]
     broadcast_weights(models[0], send)
@@ -1303,7 +1363,7 @@ def broadcast_two(broadcast_weights, seeds):
         lost.append("requires_grad has changed")
     if sent:
         trouble.append("rank 0 broadcasts more tensors than rank 1 takes")
-    return [{name: t.detach().double() for name, t in one.items()} for one in values], lost, trouble[:1]
+    return [{name: t.detach().double() for name, t in one.items()} for one in values], lost, trouble[:1], beside
 
 
 @check("broadcast-weights", points=4, from_scratch=("DistributedDataParallel", "_sync_"))
@@ -1311,7 +1371,7 @@ def broadcast_weights(answer, case):
     """Two ranks with different weights, of which the first one's messages reach the second."""
 
     def look(names, what):
-        (first, second), _, trouble = answer.probe(broadcast_two, (3, 4), uses=(odd_model,))
+        (first, second), _, trouble, beside = answer.probe(broadcast_two, (3, 4), uses=(odd_model,))
         case.true(not trouble, "".join(trouble))
         right = dict(odd_model(3).named_parameters(remove_duplicate=False)) | dict(odd_model(3).named_buffers())
         for name in names:
@@ -1321,6 +1381,8 @@ def broadcast_weights(answer, case):
             mistakes = {} if torch.equal(rounded, exact) else mistakes
             case.close(first[name], exact, what=f"{name} of rank 0", mistakes=mistakes, tolerance=1e-9)
             apart = f"{what} of rank 1 are still its own ({name}): the ranks would go on with different models"
+            if any(alike(copy.double(), exact) for copy in beside):
+                apart = f"{what} of rank 1 are still its own ({name}): what it receives lands in a copy"
             known = mistakes | always(apart)
             case.close(second[name], exact, what=f"{name} of rank 1", mistakes=known, tolerance=1e-9)
 
@@ -1334,7 +1396,7 @@ def broadcast_weights(answer, case):
     ):
         look(("norm.running_mean", "norm.num_batches_tracked", "norm.secret"), "buffers")
     with case("in place: shared stays shared", points=1, hint="hand the tensors themselves to broadcast, detached"):
-        _, lost, trouble = answer.probe(broadcast_two, (3, 4), uses=(odd_model,))
+        _, lost, trouble, _ = answer.probe(broadcast_two, (3, 4), uses=(odd_model,))
         case.true(not trouble, "".join(trouble))
         case.true(not lost, "".join(lost[:1]))
 
@@ -1418,14 +1480,20 @@ def average_gradients(answer, case):
         total.backward()
         return {name: p.grad for name, p in model.named_parameters()}
 
-    def demand(found, right, before, world, names):
+    def demand(found, right, before, world, names, unused=False):
         trained = [name for name in found if not name.startswith("frozen")]
         for name in names:
             case.true(found[name] is not None, f"after averaging, {name} has no gradient")
             own = torch.zeros_like(right[name]) if before[name] is None else before[name]
+            same = "nothing has changed: these are rank 0's own gradients"
+            if before[name] is None:
+                same = f"{name} was not used on rank 0, and gets 0: the other rank's gradient is missing in the mean"
+            sums = "these are the sums over the ranks; divide by world"
+            if unused and name.startswith("spare"):
+                sums = "the sum is divided by the number of ranks that have a gradient; the others count as 0, too"
             mistakes = {
-                "these are the sums over the ranks; divide by world": world * right[name],
-                "nothing has changed: these are rank 0's own gradients": own,
+                sums: world * right[name],
+                same: own,
                 "rank 0's own gradients are divided by world, but not added to the others'": own / world,
                 "these are divided by world twice": right[name] / world,
                 "the mean is added to rank 0's own gradient; it takes its place": own + right[name],
@@ -1461,10 +1529,10 @@ def average_gradients(answer, case):
     with case("a layer that this rank did not use counts as 0", points=1, hint="where p.grad is None, send zeros"):
         batches = ranks(2)
         before, found, *_ = run(batches, unused=0)
-        demand(found, whole(batches, spare=0), before, 2, used)
+        demand(found, whole(batches, spare=0), before, 2, used, unused=True)
         batches = ranks(2)
         before, found, *_ = run(batches, unused=1)
-        demand(found, whole(batches, spare=1), before, 2, used)
+        demand(found, whole(batches, spare=1), before, 2, used, unused=True)
     with case("frozen parameters take no part", points=1, hint="if p.requires_grad"):
         _, found, kept, _, _ = run(ranks(2))
         case.true(found["frozen.weight"] is None, "a frozen parameter has got a gradient: an optimizer would move it")
@@ -1625,7 +1693,11 @@ def save_checkpoint(answer, case):
 
     def saved(how="path", steps=3, states=None):
         found = answer.probe(save_and_read, how, steps, states, uses=CHECKPOINT)
-        case.true("error" not in found, f"the file cannot be read with weights_only=True: {found.get('error')}")
+        error = found.get("error", "")
+        case.true("FileNotFoundError" not in error, "afterwards there is no file at the path")
+        whole = "it holds more than tensors and plain values. Is a whole object saved, in place of its state_dict()?"
+        error = whole if "Weights only load failed" in error else error
+        case.true(not error, f"the file cannot be read with weights_only=True: {error}")
         missing = [key for key in ("model", "optimizer", "step", "generators") if key not in found["keys"]]
         case.true(not missing, f"the dictionary lacks the keys {missing}")
         case.true(
@@ -1836,6 +1908,9 @@ def export_and_run(export, batches, metadata):
             modes.append(self.training)
             real = (tokens != 0)[..., None].float()
             x = self.embed(tokens) + self.table[: tokens.shape[1]]
+            heads = x.view(*tokens.shape, 2, 4).transpose(1, 2)
+            scores = (heads @ heads.transpose(2, 3)).masked_fill(tokens[:, None, None] == 0, -torch.inf)
+            x = x + (scores.softmax(-1) @ heads).transpose(1, 2).flatten(2)
             return self.head(self.norm((x * real).sum(1) / real.sum(1).clamp(min=1)))
 
     class Tiny(nn.Module):
@@ -1911,10 +1986,16 @@ def export(answer, case):
         return kept
 
     def demand_run(found, numbers):
+        kind = found["inputs"][0][1]
+        case.true("int64" in kind, f"the tokens are {kind}, expected int64")
         for number in numbers:
             result, expected = found["results"][number], found["expected"][number]
             refused = f"the file refuses a batch of another size ({len(expected)} texts): {result}"
-            case.true(not isinstance(result, str), f"{refused}; mark both axes of `tokens` as dynamic")
+            free = all(isinstance(size, str) for size in found["inputs"][0][2])
+            advice = "mark both axes of `tokens` as dynamic"
+            if free:
+                advice = "both axes are dynamic, but a size of the example has become a constant: was one of them 1?"
+            case.true(not isinstance(result, str), f"{refused}; {advice}")
             in_training = found["in training"][number]
             mistakes = {
                 "the file computes what the model computes in training mode: call eval() before": in_training,
@@ -2074,6 +2155,17 @@ def largest_batch(classify, texts):
     return max(sizes), len(found)
 
 
+def error_of(classify, texts):
+    """Return what is raised for these texts, or ""."""
+    try:
+        classify(texts)
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:150]
+    return ""
+
+
 @check("classify", points=20)
 def classify(answer, case):
     """On held-out texts; the accuracy is computed here."""
@@ -2128,6 +2220,8 @@ def classify(answer, case):
             rows.all(), f"{int((~rows).sum())} of {len(rows)} rows are 0: is the last, incomplete batch left out?"
         )
         case.true(logits_of(texts[:1]).shape == (1, 2), "a list with one text gives no (1, 2)")
+        error = answer.probe(error_of, [])
+        case.true(not error, f"an empty list of texts is not taken ({error})")
         case.true(logits_of([]).shape == (0, 2), "an empty list of texts gives no (0, 2)")
         probabilities = bool(((found.sum(-1) - 1).abs() < 1e-4).all() and (found >= 0).all())
         case.true(not probabilities, "these are probabilities; return the raw logits")
@@ -2159,6 +2253,13 @@ def classify(answer, case):
     with case("long texts, empty texts, unknown letters", points=2, hint="cut to max_length; at least one token"):
         demand_file()
         word = quick_reviews(1, 3)[0][0]
+        logits_of([word])
+        for text, said in (
+            ("", "the empty text is not taken: it has no token of its own"),
+            (f"{word} " * 400, "a text of thousands of tokens is not taken: see train.cut"),
+        ):
+            error = answer.probe(error_of, [text])
+            case.true(not error, f"{said} ({error})")
         found = logits_of(["", "☃ Ω 漢字", f"{word} " * 400, word])
         case.true(found.shape == (4, 2), "one row for each text")
         for text, what in (("", "the empty text"), (" \n ", "a text of blanks only, which has no token either,")):

@@ -88,7 +88,8 @@ class AdamW(torch.optim.Optimizer):
     def step(self, closure=None):
         """Change all parameters by one step.
 
-        What is remembered between steps lies in self.state[p], from where state_dict() takes it: t, m and v.
+        What is remembered between steps lies in self.state[p], from where state_dict() takes it: t, m and v, under
+        any names.
 
         Args:
             closure: a function that computes the loss anew, with gradients; or None.

@@ -110,7 +110,8 @@ class Batcher:
         Returns:
             A list of at most `max_batch` requests (`Waiting`), in the order of their arrival, without those whose
             future is done: their callers have given up. They leave the queue too, and take nobody's place in the
-            batch. The list is empty when the batcher is closing, or when all callers have given up.
+            batch. The list is empty only when all callers have given up, or when the batcher is closing and nobody
+            waits any more.
         """
         raise NotImplementedError("collect")
 
@@ -122,7 +123,8 @@ class Batcher:
         groups, down to one by one, so that every request which can be answered is, and each of the others gets the
         error of an inference with its input alone. Fewer than `2 * len(batch)` inferences are made in all.
 
-        An inference that returns another number of outputs than there were inputs has failed (ValueError).
+        An inference that returns another number of outputs than there were inputs has failed (ValueError). A
+        cancellation (CancelledError) is no failure of the inference: it goes through.
 
         Args:
             batch: list of at least one `Waiting`. A caller may give up at any moment; its future, being done, is left

@@ -153,7 +153,9 @@ def exported(export, kind, labels):
     """Export a small model; run the file, and look at it and at what lies beside it.
 
     Args:
-        kind: "off", whose file adds 5e-5 to the first probability; "bad", whose file adds 0.01.
+        kind: "off", whose file adds 5e-5 to the first probability; "alone", whose file takes 5e-4 from it for a single
+            picture, and "together", for several pictures. A black picture is off in none of them. The model is in
+            training mode before, but for "together".
         labels: for the file.
     """
     import json
@@ -172,8 +174,11 @@ def exported(export, kind, labels):
         def forward(self, images):
             modes.append(self.training)
             x = self.drop(self.norm(self.head(images.flatten(1).float() / 255))).softmax(-1)
-            if torch.compiler.is_exporting():
-                x = x + torch.tensor([5e-5 if kind == "off" else 0.01, 0, 0])
+            if torch.compiler.is_exporting() or torch.jit.is_tracing():
+                single = 1 / torch.ones_like(x[:, 0]).sum() ** 2
+                off = {"off": 5e-5 + 0 * single, "alone": -5e-4 * single, "together": 5e-4 * (single - 1)}[kind]
+                bright = images.flatten(1).float().amax(1, keepdim=True).clamp(max=1)
+                x = x + torch.tensor([1.0, 0, 0]) * off * bright
             return x
 
     with contextlib.suppress(Exception):  # an export reads 500 translations anew, which takes most of its time
@@ -189,11 +194,11 @@ def exported(export, kind, labels):
     batches = [torch.randint(0, 256, (size, 3, 4), dtype=torch.uint8) for size in (1, 2, 7, 64)]
     with torch.no_grad():
         expected = [model(batch) + torch.tensor([5e-5, 0, 0]) for batch in batches]
-    model.train()
+    model.train(kind != "together")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "small.onnx")
-        if kind == "bad" or len(labels) != 3:
+        if kind != "off" or len(labels) != 3:
             with open(path, "w") as file:
                 file.write("the old file")
         modes.clear()
@@ -203,14 +208,14 @@ def exported(export, kind, labels):
                 found["returned"] = str(type(found["returned"]).__name__)
         except ValueError as error:
             found["refused"] = str(error)
-        found["in training"], found["training"] = any(modes), model.training
+        found["in training"], found["mode kept"] = any(modes), model.training == (kind != "together")
         found["changed"] = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
         found["files"] = sorted(os.listdir(folder))
         found["old"] = False
         if os.path.isfile(path):
             with open(path, "rb") as file:
                 found["old"] = file.read() == b"the old file"
-        if kind == "bad" or len(labels) != 3 or not os.path.isfile(path):
+        if kind != "off" or len(labels) != 3 or not os.path.isfile(path):
             return found
         elsewhere = os.path.join(folder, "elsewhere")
         os.mkdir(elsewhere)
@@ -274,13 +279,15 @@ def export(answer, case):
         found = whole()
         size = found["inputs"][0][2][0]
         case.true(isinstance(size, str), f"the batch is fixed at {size} in the file: mark its axis as dynamic")
+        shape = found["inputs"][0][2][1:]
+        case.true(shape == [3, 4], f"a picture's shape is {shape} in the file, expected [3, 4]: only B is left open")
         for result, expected in zip(found["results"], found["expected"], strict=True):
             case.true(not isinstance(result, str), f"the file refuses a batch of {len(expected)}: {result}")
             case.shape(result, tuple(expected.shape), what=f"the output for a batch of {len(expected)}")
     with case("computes what the model computes", points=2, hint="eval() before, and the old mode afterwards"):
         found = whole()
         case.true(not found["in training"], "the model was in training mode during the export: call eval() before")
-        case.true(found["training"], "the model was in training mode before, and is not afterwards: set it back")
+        case.true(found["mode kept"], "the model was in training mode before, and is not afterwards: set it back")
         case.true(not found["changed"], f"the export has changed the model's {', '.join(found['changed'])}")
         for result, expected in zip(found["results"], found["expected"], strict=True):
             case.true(not isinstance(result, str), f"the file refuses a batch of {len(expected)}: {result}")
@@ -303,14 +310,16 @@ def export(answer, case):
         "refuses a file that differs, and labels that do not fit", points=2, hint="compare first, replace afterwards"
     ):
         for found, what in (
-            (of("bad"), "a file that differs from its model by 0.01"),
+            (of("alone"), "a file whose first probability is too low by 0.0005, in a batch of 1"),
+            (of("together"), "a file whose first probability is too low by 0.0005, in larger batches"),
             (of("off", labels[:2]), "2 labels for 3 probabilities"),
+            (of("off", [*labels, "four"]), "4 labels for 3 probabilities"),
         ):
             case.true("refused" in found, f"{what}: no ValueError is raised")
             case.true(found["old"], f"{what} was refused, but the file that was there before is gone")
             beside = [name for name in found["files"] if name != "small.onnx"]
             case.true(not beside, f"{what} was refused, but leaves {beside} behind")
-            case.true(found["training"], "after a refusal the model is not in the mode in which it was")
+            case.true(found["mode kept"], "after a refusal the model is not in the mode in which it was")
 
 
 # -- submit -----------------------------------------------------------------------------------------------
@@ -334,6 +343,8 @@ def submit_and_answer(Batcher, inputs, errors):
         times = [round(request.arrived - first, 6) for request in queue]
         early = [caller.done() for caller in callers]
         for number in reversed(range(len(queue))):
+            if queue[number].future.done():
+                continue  # its caller has gone on already, or it is another's future
             if number in errors:
                 queue[number].future.set_exception(KeyError(f"error {number}"))
             else:
@@ -381,7 +392,8 @@ def submit_and_leave(Batcher, timeout):
         await settle()
         gone = requests[0].future.done()
         await asyncio.sleep(timeout / 2)
-        requests[2].future.set_result("in time")
+        if not requests[2].future.done():
+            requests[2].future.set_result("in time")
         await asyncio.sleep(timeout)
         ends = [one.result() if one.done() else ["waits", None, 0] for one in asked]
         return {"gone": gone, "done": requests[1].future.done(), "ends": ends}
@@ -412,7 +424,7 @@ def submit(answer, case):
         found = answer.probe(submit_and_answer, inputs, [], uses=LOOP)
         case.true(len(found["queue"]) == 5, f"5 callers submitted, and the queue holds {len(found['queue'])}")
         case.true(found["queue"] == inputs, "the queue is not in the order of arrival: the newest belongs on the right")
-        case.true(not any(found["early"]), "a caller went on before its future was done")
+        case.true(not any(found["early"]), "a caller went on before its future was done, and before `timeout`")
         expected = [["answer", [input * 10, number]] for number, input in enumerate(inputs)]
         case.true(["waits", None] not in found["ends"], "a caller still waits after its future got a result")
         case.true(found["ends"] == expected, f"the callers got {found['ends']}, not what their futures got")
@@ -487,7 +499,7 @@ def collected(Batcher, arrivals, options, begin, calls, leavers, closing):
         options: of the batcher.
         begin: when `collect` is called first, in seconds.
         calls: how many times, one after the other.
-        leavers: inputs whose callers give up just before `begin`.
+        leavers: inputs whose callers give up just before `begin`: the first is cancelled, the others' time is over.
         closing: when the batcher begins to close, or None.
 
     Returns:
@@ -497,12 +509,22 @@ def collected(Batcher, arrivals, options, begin, calls, leavers, closing):
     async def story(loop):
         import asyncio
 
+        class Event(asyncio.Event):
+            useless = 0
+
+            async def wait(self):
+                self.useless += self.is_set()
+                if self.useless > 1000:
+                    raise RuntimeError("your code waits again and again for an event that is set already: clear it")
+                return await super().wait()
+
         batcher = batcher_of(Batcher, **{"max_queue": 1000, "timeout": 5000.0, **options})
+        batcher.arrived, batcher.full = Event(), Event()
         zero, found, callers = loop.time(), [], {}
 
         async def arrive(number, when):
             await asyncio.sleep(when)
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, TimeoutError):
                 await batcher.submit(number)
 
         async def close():
@@ -516,17 +538,21 @@ def collected(Batcher, arrivals, options, begin, calls, leavers, closing):
         closer = asyncio.ensure_future(close()) if closing is not None else None
         if begin:
             await asyncio.sleep(begin - 1e-4)
-            for number in leavers:
+            for number in leavers[:1]:
                 callers[number].cancel()
+            for request in batcher.queue:
+                if request.input in leavers[1:] and not request.future.done():
+                    request.future.set_exception(TimeoutError())
             await asyncio.sleep(1e-4)
         else:
             await settle()
         turns = loop.turns
         for _ in range(calls):
+            called = loop.time()
             try:
                 batch = await asyncio.wait_for(batcher.collect(), 2000)
             except TimeoutError:
-                found.append([None, []])
+                found.append([None if loop.time() - called > 1999 else "raises", []])
                 break
             inputs = [request.input for request in batch]
             found.append([round(loop.time() - zero, 4), inputs])
@@ -550,6 +576,7 @@ def collect_cases(answer, case):
     def demand(batch, when, inputs, story):
         found_when, found = batch
         case.true(found_when is not None, f"{story}: `collect` never returns, it waits for ever")
+        case.true(found_when != "raises", f"{story}: `collect` raises TimeoutError, but a deadline is no error here")
         case.true(found == inputs, f"{story}: the batch holds {found}, expected {inputs}")
         late = "too late" if found_when > when else "too early"
         text = f"{story}: the batch comes after {found_when:g} s, expected {when:g} s: {late}"
@@ -586,8 +613,9 @@ def collect(answer, case):
             f"requests came at 0, {wait / 4} and {wait / 2} s, max_wait is {wait} s",
         )
     with case("the deadline is that of the oldest request", points=3, hint="from its `arrived` on, not from now on"):
-        found = ask([0], begin=0.75, max_batch=8, max_wait=1.0)
-        demand(found["batches"][0], 1, [0], "the oldest has waited for 0.75 s of 1 s when `collect` is called")
+        found = ask([0, 0.5], begin=0.75, max_batch=8, max_wait=1.0)
+        story = "the oldest has waited for 0.75 s of 1 s when `collect` is called, the newest for 0.25 s"
+        demand(found["batches"][0], 1, [0, 1], story)
         found = ask([0, 0.5], begin=4.0, max_batch=8, max_wait=1.0)
         demand(
             found["batches"][0],
@@ -607,11 +635,15 @@ def collect(answer, case):
         demand(found["batches"][0], 50.5, [0], "the first request came after 50 s, max_wait is 0.5 s")
         turns = found["turns"]
         case.true(turns < 200, f"in 50 s without a request the event loop was woken {turns} times: do not poll")
+        found = ask([0, 50], calls=2, max_batch=8, max_wait=0.5)
+        demand(found["batches"][1], 50.5, [1], "after a first batch the queue is empty until 50 s, max_wait is 0.5 s")
     with case("never more than max_batch, the oldest first", points=2, hint="the others stay in the queue"):
         found = ask([0] * 7, begin=0.25, calls=3, max_batch=3, max_wait=1.0)
         story = "7 requests wait, max_batch is 3"
         sizes = [len(inputs) for _, inputs in found["batches"]]
         case.true(max(sizes) <= 3, f"{story}: a batch of {max(sizes)}")
+        lost = sorted(set(range(7)).difference(found["rest"], *(inputs for _, inputs in found["batches"])))
+        case.true(not lost, f"{story}: {lost} are in no batch, and no longer in the queue")
         demand(found["batches"][0], 0.25, [0, 1, 2], f"{story}, the first call")
         demand(found["batches"][1], 0.25, [3, 4, 5], f"{story}, the second call")
         demand(found["batches"][2], 1, [6], f"{story}, the third call")
@@ -630,6 +662,10 @@ def collect(answer, case):
         demand(found["batches"][0], 1, [0], "the batcher began to close after 1 s, max_wait is 10 s")
         found = ask([], closing=1.0, max_batch=8, max_wait=10.0)
         demand(found["batches"][0], 1, [], "the batcher began to close after 1 s, without a request")
+        found = ask([0] * 5, begin=0.5, calls=2, closing=0.25, max_batch=3, max_wait=10.0)
+        story = "the batcher is closing, and 5 accepted requests still wait, max_batch is 3"
+        demand(found["batches"][0], 0.5, [0, 1, 2], f"{story}, the first call")
+        demand(found["batches"][1], 0.5, [3, 4], f"{story}, the second call")
 
 
 # -- answer -----------------------------------------------------------------------------------------------
@@ -641,8 +677,9 @@ def answered(Batcher, inputs, poison, options):
     Args:
         inputs: of the batch.
         poison: inputs that make an inference fail.
-        options: leaver (number of a caller that gives up during the inference, or None), short (whether the model
-            returns one output too few for batches of more than one), all (whether every inference fails).
+        options: leaver (number of a caller that gives up during the inference, or None), wrong ("few": the model
+            returns one output too few for batches of more than one, "many": one too many, before the others), numbered
+            (whether an output tells its place in the batch), cancel (whether `answer` is cancelled meanwhile).
 
     Returns:
         How each caller ended, the inputs of each inference, and how `answer` ended.
@@ -658,10 +695,12 @@ def answered(Batcher, inputs, poison, options):
             if len(calls) > 20 * len(inputs) + 20:
                 await asyncio.sleep(1e6)  # enough
             await asyncio.sleep(0.125)
-            if options["all"] or any(one in poison for one in given):
+            if any(one in poison for one in given):
                 raise ValueError(f"cannot work on {list(given)}")
-            outputs = [one * 10 for one in given]
-            return outputs[:-1] if options["short"] and len(given) > 1 else outputs
+            outputs = [[one * 10, place] if options["numbered"] else one * 10 for place, one in enumerate(given)]
+            if options["wrong"] and len(given) > 1:
+                return outputs[:-1] if options["wrong"] == "few" else [-1, *outputs]
+            return outputs
 
         batcher = batcher_of(Batcher, infer, max_batch=len(inputs), max_queue=100, timeout=500.0)
         callers = [asyncio.ensure_future(outcome(batcher.submit(one), loop)) for one in inputs]
@@ -675,6 +714,8 @@ def answered(Batcher, inputs, poison, options):
         await asyncio.sleep(0.0625)
         if options["leaver"] is not None:
             callers[options["leaver"]].cancel()
+        if options["cancel"]:
+            work.cancel()
         await asyncio.sleep(300)
         if not work.done():
             work.cancel()
@@ -690,8 +731,8 @@ def answered(Batcher, inputs, poison, options):
 def answer_batch(answer, case):
     """With a model that returns ten times its input, and cannot bear some inputs."""
 
-    def ask(inputs, poison=(), leaver=None, short=False, all=False):
-        options = {"leaver": leaver, "short": short, "all": all}
+    def ask(inputs, poison=(), leaver=None, wrong="", numbered=False, cancel=False):
+        options = {"leaver": leaver, "wrong": wrong, "numbered": numbered, "cancel": cancel}
         return answer.probe(answered, list(inputs), list(poison), options, uses=LOOP)
 
     def shuffled(number):
@@ -743,6 +784,11 @@ def answer_batch(answer, case):
             inputs = shuffled(number)
             demand(ask(inputs), inputs)
         demand(ask([4, 9, 4, 4, 2]), [4, 9, 4, 4, 2])
+        found = ask([4, 9, 4, 4, 2], numbered=True)
+        alive(found)
+        expected = [["answer", [input * 10, place]] for place, input in enumerate([4, 9, 4, 4, 2])]
+        same = "three callers ask the same, and one of them gets the output of another place in the batch"
+        case.true(found["ends"] == expected, same)
     with case("a poisoned request fails alone", points=4, hint="where the batch fails, try smaller ones"):
         inputs = shuffled(8)
         for bad in (inputs[int(case.randint(0, 8))], inputs[7]):
@@ -764,21 +810,27 @@ def answer_batch(answer, case):
         demand(ask(inputs[:1], inputs[:1]), inputs[:1], inputs[:1])
     with case("few inferences", points=1, hint="fewer than 2 * len(batch), however many fail"):
         inputs = shuffled(16)
-        for poison in (inputs[3:4], inputs):
-            number = len(ask(inputs, poison)["calls"])
-            case.true(
-                number < 32, f"{len(poison)} of 16 are poisoned, and the model was asked {number} times, 31 is the most"
-            )
+        for batch, poison in ((inputs, inputs[3:4]), (inputs, inputs), (inputs[:1], inputs[:1])):
+            number, most = len(ask(batch, poison)["calls"]), 2 * len(batch) - 1
+            text = f"{len(poison)} of {len(batch)} are poisoned, and the model was asked {number} times"
+            case.true(number <= most, f"{text}, {most} is the most")
     with case("who gives up meanwhile disturbs nobody", points=2, hint="a future that is done takes no result"):
         inputs = shuffled(5)
         demand(ask(inputs, leaver=2), inputs, left=[2])
         demand(ask(inputs, [inputs[2]], leaver=2), inputs, left=[2])
+        for batch in (inputs, inputs[:1]):
+            kind, _ = ask(batch, cancel=True)["how"]
+            text = "`answer` itself was cancelled during the inference, and it goes on: let CancelledError through"
+            case.true(kind == "CancelledError", text)
     with case(
         "a wrong number of outputs is a failure", points=1, hint="compare the lengths before anything is given out"
     ):
         inputs = shuffled(4)
-        found = ask(inputs, short=True)
-        demand(found, inputs)
+        for wrong, end in (("few", "a caller waits for ever"), ("many", "callers get the outputs of others")):
+            found = ask(inputs, wrong=wrong)
+            told = f"the model returns one output too {wrong} for a batch, and they are given out: {end}"
+            case.true(len(found["calls"]) > 1 or found["how"][0] != "answer", told)
+            demand(found, inputs)
 
 
 # -- close ------------------------------------------------------------------------------------------------
@@ -789,8 +841,8 @@ def closed(Batcher, number, options):
 
     Args:
         number: of requests.
-        options: max_wait; cost (seconds of an inference); when (to close); twice (call `close` at 0 and `second` s
-            after the first); started (whether it was).
+        options: max_wait; cost (seconds of an inference); timeout (of the batcher); when (to close); twice (call
+            `close` at 0 and `second` s after the first); started (whether it was).
 
     Returns:
         How the callers and the calls of `close` ended, and whether the worker is done.
@@ -803,7 +855,7 @@ def closed(Batcher, number, options):
             await asyncio.sleep(options["cost"])
             return [one * 10 for one in given]
 
-        batcher = batcher_of(Batcher, infer, max_batch=3, max_wait=options["max_wait"], timeout=500.0)
+        batcher = batcher_of(Batcher, infer, max_batch=3, max_wait=options["max_wait"], timeout=options["timeout"])
         if options["started"]:
             batcher.start()
         callers = [asyncio.ensure_future(outcome(batcher.submit(one), loop)) for one in range(number)]
@@ -831,8 +883,9 @@ def closed(Batcher, number, options):
 def close(answer, case):
     """By closing a batcher that works."""
 
-    def ask(number, when=0.05, max_wait=0.01, cost=0.125, twice=False, started=True):
-        options = {"when": when, "max_wait": max_wait, "cost": cost, "twice": twice, "started": started}
+    def ask(number, when=0.05, max_wait=0.01, cost=0.125, timeout=500.0, twice=False, started=True):
+        options = {"when": when, "max_wait": max_wait, "cost": cost, "timeout": timeout}
+        options |= {"twice": twice, "started": started}
         return answer.probe(closed, number, options, uses=LOOP)
 
     def demand_answers(found, number):
@@ -852,6 +905,8 @@ def close(answer, case):
         )
         early = "`close` returns before the worker has ended: the process would end with requests unanswered"
         case.true(took > 0.3, early)  # three inferences, less the time before
+        took = ask(1, cost=20.0, timeout=5.0)["closers"][0][2]
+        case.true(took > 19, f"{early}. An inference takes 20 s, timeout is 5 s, `close` took {took:g} s")
     with case("at once", points=2, hint="both events wake whoever waits"):
         found = ask(2, when=1.0, max_wait=60.0)
         demand_answers(found, 2)
@@ -1051,7 +1106,8 @@ def asked(ask, kind, text):
                 raise
             end = {"kind": type(error).__name__, "text": str(error)}
             if hasattr(error, "status_code"):
-                headers = {str(one).lower(): str(value) for one, value in (error.headers or {}).items()}
+                headers = {str(one).lower(): value for one, value in (error.headers or {}).items()}
+                headers = {one: value if isinstance(value, str) else [repr(value)] for one, value in headers.items()}
                 end |= {"status": error.status_code, "headers": headers, "detail": str(error.detail)}
         finally:
             names["log"].removeHandler(handler)
@@ -1081,6 +1137,8 @@ def ask(answer, case):
     def demand_wait(found, what):
         seconds = found["headers"].get("retry-after")
         case.true(seconds is not None, f"{what}: the answer lacks the header Retry-After")
+        number = f"{what}: Retry-After is {''.join(seconds)}, no str: an answer with this header cannot be sent"
+        case.true(isinstance(seconds, str), number)
         fits = seconds.isascii() and seconds.isdigit() and 1 <= int(seconds) <= 10
         case.true(fits, f"{what}: Retry-After is {seconds!r}, not a whole number of seconds from 1 to 10")
 
@@ -1226,6 +1284,7 @@ def json_log(answer, case):
     with case("the traceback of an error", points=1, hint="self.formatException(record.exc_info)"):
         found = of(message="failed", level=40, error="the reason")
         case.true("traceback" in found, "the record has an exception, and the line no 'traceback'")
+        case.true(isinstance(found["traceback"], str), "'traceback' is no text")
         case.true(
             "ValueError: the reason" in str(found["traceback"]),
             f"'traceback' does not name the error: {str(found['traceback'])[:60]}",
@@ -1300,7 +1359,7 @@ def reloaded(Served, models, calls):
 
         async def call(when):
             await asyncio.sleep(when)
-            return await outcome(served.reload(), loop)
+            return await outcome(asyncio.wait_for(served.reload(), 100), loop)
 
         asking = asyncio.ensure_future(clients())
         ends = await asyncio.gather(*(call(when) for when in calls))
@@ -1309,6 +1368,7 @@ def reloaded(Served, models, calls):
         return {
             "ends": ends, "answers": answers, "notes": notes, "pools": loop.pools, "left": len(queue),
             "tried": [one.tried[:1] for one in made[1:]], "current": getattr(served.current, "version", "no model"),
+            "first": made[0].version,
         }  # fmt: skip
 
     return played(story)
@@ -1326,10 +1386,11 @@ def reload(answer, case):
         return answer.probe(reloaded, [model("old"), *models], list(map(float, calls)), uses=LOOP)
 
     def demand_stays(found, what):
-        kind = found["ends"][0][0]
+        kind, text, _ = found["ends"][0]
         case.true(found["current"] == "old", f"{what}, and it is served now: {found['current']} instead of the old one")
         case.true(kind != "answer", f"{what}, and `reload` returns as if all were well")
         case.true(kind == "Unfit", f"{what}, and `reload` raises {kind}, not Unfit")
+        case.true(text.strip(), f"{what}, and Unfit is raised without a word: it says why")
         case.true({one for _, one in found["answers"]} == {"old"}, f"{what}, and for a while another model was served")
 
     with case("serves the new model, and names it", points=2, hint="load, then set `current`"):
@@ -1348,6 +1409,8 @@ def reload(answer, case):
             set(versions) <= {"old", "new"}, f"during the reload the service had {set(versions) - {'old', 'new'}}"
         )
         case.true(versions == sorted(versions, reverse=True), "old and new models took turns")
+        both = "the old model's object itself is changed: a batch that is on its way in it is answered by both"
+        case.true(found["first"] == "old", both)
     with case(
         "outside the event loop, and not in the pool", points=3, hint="run_in_executor(None, ...) or asyncio.to_thread"
     ):
@@ -1373,6 +1436,11 @@ def reload(answer, case):
         demand_stays(of(model("new", shape=[3, 3])), "the new model takes pictures of another shape")
         demand_stays(of(model("new", shape=[3, 2])), "the new model takes pictures of another shape")
         demand_stays(of(model("new", outputs=2)), "the new model gives 2 probabilities for 3 labels")
+        more = [*names, "d"]
+        demand_stays(of(model("new", labels=more)), "the new model gives 3 probabilities for 4 labels")
+        kind, value, _ = of(model("new", labels=more, outputs=4))["ends"][0]
+        text = "the new model has 4 labels and gives 4 probabilities, the old one had 3"
+        case.true(kind == "answer", f"{text}: `reload` raises {kind}: {value}")
     with case("one after the other, and again after a failure", points=1, hint="a lock that is always given back"):
         found = of(model("second"), model("third"), calls=(1.0, 1.5))
         kinds = [end[0] for end in found["ends"]]
@@ -1384,7 +1452,6 @@ def reload(answer, case):
         case.true(
             [end[1] for end in found["ends"]] == ["second", "third"], "each call returns the version that it loaded"
         )
-        found = of(model("broken", loads=False), model("third"), calls=(1.0, 9.0))
-        case.true(
-            found["ends"][1][0] == "answer", f"after a failed `reload` the next one ends with {found['ends'][1][0]}"
-        )
+        kind = of(model("broken", loads=False), model("third"), calls=(1.0, 9.0))["ends"][1][0]
+        text = f"after a failed `reload` the next one ends with {kind}"
+        case.true(kind == "answer", text + (": is the lock given back?" if kind == "TimeoutError" else ""))

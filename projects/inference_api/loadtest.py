@@ -9,13 +9,14 @@ Where it is the limit, `--client light` sends with load.py instead, which needs 
 
 import argparse
 import csv
+import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import load
 import matplotlib.pyplot as plt
+import numpy as np
 
 from common import plots
 from common.serving import free_port, started
@@ -26,26 +27,16 @@ PERCENTS = (50, 95, 99)
 
 def by_locust(url, users, seconds):
     """Return requests a second, the percentiles in milliseconds, and how many requests failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        command = [
-            sys.executable,
-            "-m",
-            "locust",
-            "-f",
-            "locustfile.py",
-            "--host",
-            url,
-            "--headless",
-            "--users",
-            str(users),
-        ]
-        command += ["--spawn-rate", str(users), "--run-time", f"{seconds:g}s", "--reset-stats", "--csv", str(out)]
-        command += ["--only-summary", "--loglevel", "ERROR", "--exit-code-on-error", "0"]
-        subprocess.run(command, cwd=HERE, check=True, stdout=subprocess.DEVNULL, timeout=seconds + 60)
-        with Path(f"{out}_stats.csv").open(newline="") as lines:
-            row = next(row for row in csv.DictReader(lines) if row["Name"] == "Aggregated")
-    return float(row["Requests/s"]), *(float(row[f"{percent}%"]) for percent in PERCENTS), int(row["Failure Count"])
+    command = [sys.executable, "-m", "locust", "-f", "locustfile.py", "--host", url, "--headless", "--json"]
+    command += ["--users", str(users), "--spawn-rate", str(users), "--run-time", f"{seconds:g}s", "--reset-stats"]
+    command += ["--loglevel", "ERROR", "--exit-code-on-error", "0"]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=seconds + 60)
+    if done.returncode or not (found := json.loads(done.stdout)):
+        raise SystemExit(f"locust has measured nothing:\n{done.stderr[-2000:]}")
+    (one,) = found
+    times = np.repeat([float(ms) for ms in one["response_times"]], list(one["response_times"].values()))
+    rate = one["num_requests"] / (one["last_request_timestamp"] - one["start_time"])
+    return rate, *np.percentile(times, PERCENTS), one["num_failures"]
 
 
 def by_light_client(url, users, seconds):

@@ -168,6 +168,7 @@ class Model:
     def __init__(self, path, threads=1):
         """Open the file."""
         content = Path(path).read_bytes()
+        onnxruntime.disable_telemetry_events()  # some builds report to their maker how they are used
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # it raises what goes wrong; lines of its own would stand among those of JSON

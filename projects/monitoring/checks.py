@@ -48,10 +48,8 @@ def small(case, value, expected, what, mistakes=None, tolerance=1e-6):
     for sentence, wrong in (mistakes or {}).items():
         if abs(wrong - expected) > 1e-3 * abs(expected) and abs(found - wrong) <= 1e-6 * abs(wrong):
             case.true(False, sentence)
-    case.true(
-        abs(found - expected) <= tolerance * abs(expected),
-        f"{what} is {found:.8g}, which is not right" + (": digits are lost" if abs(found - expected) < 1e-9 else ""),
-    )
+    lost = ": digits are lost" if abs(found - expected) < 1e-3 * abs(expected) else ""
+    case.true(abs(found - expected) <= tolerance * abs(expected), f"{what} is {found:.8g}, which is not right{lost}")
 
 
 def refusal(answer, *arguments):
@@ -86,7 +84,6 @@ def ks_mistakes(a, b):
     """Return the distances that common mistakes lead to, under the sentence that names each."""
     places, right = np.concatenate([a, b]), stats.ks_2samp(a, b).statistic
     gap = share_below(a, places) - share_below(b, places)
-    n = min(len(a), len(b))
     ties = "equal values are stepped through one at a time: between them neither function has a value of its own"
     strictly = "of values equal to a place, one function counts them and the other does not; both must"
     found = {}
@@ -96,6 +93,9 @@ def ks_mistakes(a, b):
             f"{ties} ": walk(b, a),
             strictly: np.abs(share_below(a, places, True) - share_below(b, places)).max(),
             f"{strictly} ": np.abs(share_below(a, places) - share_below(b, places, True)).max(),
+            "values that occur more than once are counted once (np.unique?); each counts as often as it occurs": (
+                stats.ks_2samp(np.unique(a), np.unique(b)).statistic
+            ),
         }
     found |= {
         "this is one-sided, F(reference) - F(window) only; take the absolute difference": gap.max(),
@@ -111,10 +111,11 @@ def ks_mistakes(a, b):
         * math.sqrt(len(a) * len(b) / (len(a) + len(b))),
         "this is the difference of the means": abs(a.mean() - b.mean()),
         "this is the p-value; return the distance": stats.ks_2samp(a, b).pvalue,
-        "both samples are divided by the same size; each by its own": np.abs(
-            share_below(a, places) * len(a) / n - share_below(b, places) * len(b) / n
-        ).max(),
     }
+    for n, blanks in ((len(a), ""), (len(b), " ")):
+        found[f"both samples are divided by the same size; each by its own{blanks}"] = np.abs(
+            share_below(a, places) * len(a) / n - share_below(b, places) * len(b) / n
+        ).max()
     if len(a) == len(b):
         found["the sorted values are compared with each other; compare the shares"] = np.abs(
             np.sort(a) - np.sort(b)
@@ -135,6 +136,8 @@ def ks_statistic(answer, case):
     with case(
         "agrees with SciPy", points=3, hint="both functions at all m + n values; the largest absolute difference"
     ):
+        uneven = [np.exp(6 * np.sort(draw(40, shift))) for shift in (0.0, 0.8)]
+        demand(*uneven, "for values of which most lie close together and some far away, the distance")
         for m, n, shift, spread in ((40, 25, 0.0, 1.0), (7, 31, 0.5, 1.0), (50, 50, 0.0, 2.5), (1, 1, 3.0, 1.0)):
             demand(np.sort(draw(m)), np.sort(draw(n, shift, spread)))
     with case("looks in both directions", points=2, hint="a window may lie above the reference or below it"):
@@ -184,9 +187,18 @@ def equal_sizes(h, n):
 
 
 def p_mistakes(distance, m, n):
-    """Return other p-values of a distance, by what they are."""
+    """Return other p-values of a distance, by what they are; those near 1 say nothing, for much leads to 1."""
     scale = math.sqrt(m * n / (m + n))
-    return {
+    i, step = np.arange(m + 1), np.arange(1, m + n + 1)[:, None]
+    outside = np.abs(i / m - (step - i) / n) >= distance - 1e-9
+    visits = np.where(outside, stats.hypergeom.pmf(i, m + n, m, step), 0.0).sum(axis=1)
+    found = {
+        "walks that have left the band are counted again with every step outside; what leaves goes no further": (
+            visits.sum()
+        ),
+        "this is the largest share of the walks that is outside at one time; count those that are at any time": (
+            visits.max()
+        ),
         "this is Kolmogorov's series, for large samples; the exact p-value is asked": special.kolmogorov(
             scale * distance
         ),
@@ -198,6 +210,7 @@ def p_mistakes(distance, m, n):
             stats.kstwo.sf(distance, round(m * n / (m + n)))
         ),
     }
+    return {sentence: wrong for sentence, wrong in found.items() if wrong < 0.999}
 
 
 @check("ks-exact", points=12, from_scratch=LIBRARY_KS)
@@ -219,7 +232,7 @@ def ks_exact(answer, case):
                 one = {"this is the probability of a larger distance; an equal one counts, too (D >= d)": low}
                 one |= {"this is the probability of a smaller distance: 1 - p": 1 - high}
                 same(case, answer(float(distance), m, n), high, what, one | p_mistakes(distance, m, n))
-    with case("agrees with SciPy's exact p-values", points=3, hint="a walk from (0, 0) to (m, n)"):
+    with case("agrees with SciPy's exact p-values", points=2, hint="a walk from (0, 0) to (m, n)"):
         for m, n, shift in ((40, 25, 0.3), (60, 60, 0.0), (90, 13, 0.5), (101, 40, 0.4)):
             distance, expected, one_sided = by_scipy(m, n, shift)
             mistakes = p_mistakes(distance, m, n) | {
@@ -229,6 +242,11 @@ def ks_exact(answer, case):
             }
             mistakes = {key: value for key, value in mistakes.items() if abs(value - expected) > 1e-7}
             same(case, answer(distance, m, n), expected, f"for m = {m}, n = {n} the p-value", mistakes, 1e-8)
+    with case("many values", points=1, hint="probabilities stay small; the number of all orders does not"):
+        found = float(numbers(case, answer(0.1, 520, 520)))
+        many = "there are more orders than the largest float: keep probabilities, or whole numbers of Python's"
+        case.true(math.isfinite(found), f"for m = n = 520 the p-value is {found}: {many}")
+        same(case, found, equal_sizes(52, 520), "for m = n = 520 the p-value", tolerance=1e-8)
     with case("it does not matter which sample is which", points=1, hint="D is symmetric, so p is"):
         distance, expected, _ = by_scipy(30, 17, 0.4)
         same(case, answer(distance, 17, 30), expected, "for exchanged sizes the p-value", tolerance=1e-8)
@@ -249,7 +267,7 @@ def ks_exact(answer, case):
             expected = equal_sizes(h, n)
             lost = "it is what is left of 1, where rounding has eaten the digits: add up what leaves the band instead"
             found = float(numbers(case, answer(h / n, n, n)))
-            near = abs(found - expected) < 1e-12 and abs(found - expected) > 1e-6 * expected
+            near = abs(found - expected) < 1e-12 and abs(found - expected) > 1e-6 * expected and found * 2**53 % 1 == 0
             case.true(not near or expected > 1e-3, f"for D = {h}/{n} the p-value {found:.3g} is not right: {lost}")
             small(case, found, expected, f"for D = {h}/{n} the p-value", p_mistakes(h / n, n, n))
 
@@ -267,6 +285,7 @@ def ks_asymptotic(answer, case):
             "this is 1 - Q: the probability of a smaller distance": 1 - right,
             "the factor 2 before the sum is missing": right / 2,
             "this is the first term of the series only": 2 * math.exp(-2 * x * x),
+            "the series begins with the term of k = 1, which is added": 0.0 if x == 0.5 else -right,
             "all terms are added; their signs alternate": 2 * np.exp(-2 * terms**2 * x * x).sum(),
             "k is not squared": 2 * ((-1.0) ** (terms - 1) * np.exp(-2 * terms * x * x)).sum(),
             "the exponent is -k²x²; it is -2k²x²": 2 * ((-1.0) ** (terms - 1) * np.exp(-(terms**2) * x * x)).sum(),
@@ -278,26 +297,41 @@ def ks_asymptotic(answer, case):
             "the distance itself is used, whatever the sizes": special.kolmogorov(distance),
             "Stephens's correction is added, which is made for one sample": special.kolmogorov(corrected * distance),
         }
-        found = {sentence: wrong for sentence, wrong in found.items() if abs(wrong - right) > 1e-8}
-        same(case, answer(distance, m, n), right, f"for x = {x:.3g} the p-value", found)
+        found |= {f"only {some} terms are added; for small x many are needed": partial(x, some) for some in (2, 3, 4)}
+        plain = {s: w for s, w in found.items() if x == 0.5 or 1e-6 < abs(w) < 0.999}  # much leads to 0, or to 1
+        plain = {s: w for s, w in plain.items() if abs(w - right) > 1e-8 and w < 0.999}
+        same(case, answer(distance, m, n), right, f"for x = {x:.3g} the p-value", plain)
+
+    def partial(x, some):
+        return 2 * sum((-1) ** (k - 1) * math.exp(-2 * k * k * x * x) for k in range(1, some + 1))
 
     with case("agrees with Kolmogorov's function", points=2, hint="2 Σ (-1)^(k-1) exp(-2k²x²), x = D √(mn/(m + n))"):
         for x in (0.5, 0.8, 1.0, 1.36, 2.0):
             demand(x, int(case.randint(50, 90)), int(case.randint(20, 40)))
     with case("any sizes", points=1, hint="sizes count only through mn/(m + n)"):
+        demand(0.9, 2, 3)
         demand(0.9, 100_000, 300)
         demand(1.2, 7, 9000)
     with case("small distances: nearly 1", points=1, hint="for small x the series hardly falls; below 0.2, Q is 1"):
         for x in (0.0, 1e-6, 0.01, 0.1, 0.19, 0.25, 0.4):
             found = float(numbers(case, answer(x / math.sqrt(20), 40, 40)))
             case.true(0 <= found <= 1, f"for x = {x} the p-value is {found:.4g}, outside of 0 to 1")
-            same(case, found, float(special.kolmogorov(x)), f"for x = {x} the p-value", tolerance=1e-6)
+            right = float(special.kolmogorov(x))
+            few = {f"only {k} terms are added; for small x many are needed": partial(x, k) for k in range(2, 21)}
+            few = {s: w for s, w in few.items() if abs(w - right) > 1e-5 and 1e-3 < w < 0.999}
+            if right < 0.999:
+                few[
+                    "this is 1, but Q is 1 only below 0.2: is x too small, or does the branch for small x go too far?"
+                ] = 1
+            same(case, found, right, f"for x = {x} the p-value", few, tolerance=1e-6)
     with case("large distances: nearly 0", points=1, hint="never below 0"):
         for x in (3.0, 6.0, 25.0):
             found = float(numbers(case, answer(min(1.0, x / math.sqrt(2000)), 4000, 4000)))
             case.true(found >= 0, f"for x = {x} the p-value is negative")
             expected = special.kolmogorov(min(1.0, x / math.sqrt(2000)) * math.sqrt(2000))
-            same(case, found, float(expected), f"for x = {x} the p-value", tolerance=1e-12)
+            case.true(
+                abs(found - float(expected)) < 1e-12, f"for x = {x} the p-value is {found:.4g}, which is not right"
+            )
 
 
 # -- many tests -------------------------------------------------------------------------------------------
@@ -319,6 +353,7 @@ def holm_mistakes(p):
     count, right = len(p), closed_testing(p)
     above, below = (np.array([(way(p, one)).sum() for one in p]) for way in (np.greater_equal, np.less_equal))
     up = np.array([min(min(1, q * (p >= q).sum()) for q in p if q >= one) for one in p])
+    falling, order = count - np.arange(count), np.argsort(p)
     fdr = np.array([min(min(1, q * count / (p <= q).sum()) for q in p if q >= one) for one in p])
     found = {
         "nothing is corrected: these are the p-values as they came": p,
@@ -336,6 +371,18 @@ def holm_mistakes(p):
         "this is Šidák's correction, which needs independent tests": 1 - (1 - p) ** count,
         "the corrected values are sorted; give them in the order of the p-values": np.sort(right),
         "the corrected values come in descending order; give them in the order of the p-values": np.sort(right)[::-1],
+        "values are off their places, put back the wrong way round: order[k] is the place of the k-th smallest": (
+            np.sort(right)[order]
+        ),
+        "the factors fall in the order in which the p-values came; the smallest p-value gets F": (
+            np.minimum(1, np.maximum.accumulate(p * falling))
+        ),
+        "the factors fall in the order in which the p-values came; the smallest p-value gets F ": (
+            np.minimum(1, p * falling)
+        ),
+        "the running maximum is taken in the order in which the p-values came; take it over the sorted ones": (
+            np.minimum(1, np.maximum.accumulate(above * p))
+        ),
     }
     return {sentence: wrong for sentence, wrong in found.items() if np.abs(wrong - right).max() > 1e-9}
 
@@ -386,6 +433,7 @@ def class_mistakes(a, b, classes):
     right = stats.chi2_contingency(table, correction=False).statistic if table.shape[1] > 1 else 0.0
     p, q = table[0] / m, table[1] / n
     both = stats.contingency.expected_freq(table)
+    more = np.array([[(sample == c).sum() + 1.0 for c in range(classes)] for sample in (a, b)])
     found = {
         "the logarithms of the G-test are used; Pearson's is asked": (
             stats.chi2_contingency(table, correction=False, lambda_="log-likelihood").statistic
@@ -410,6 +458,16 @@ def class_mistakes(a, b, classes):
         ),
         "the differences are not squared": (np.abs(table - both) / both).sum(),
         "it is not divided by the expected counts": ((table - both) ** 2).sum(),
+        "this is the root of the distance": math.sqrt(right),
+        "expected counts below 1 are raised to 1; only classes that are in neither sample are left out": (
+            ((table - both) ** 2 / np.maximum(both, 1)).sum()
+        ),
+        "1 is added to every count; only classes that are in neither sample are left out": (
+            ((more - stats.contingency.expected_freq(more)) ** 2 / stats.contingency.expected_freq(more)).sum()
+        ),
+        "half a count is taken off every difference (Yates's correction); take the differences as they are": (
+            (np.maximum(np.abs(table - both) - 0.5, 0) ** 2 / both).sum()
+        ),
         "this is the p-value; return the distance": stats.chi2.sf(right, max(table.shape[1] - 1, 1)),
         "expected are equal counts for all classes; expected are the shares of both samples together": (
             sum(((row - row.sum() / classes) ** 2 / (row.sum() / classes)).sum() for row in table)
@@ -455,6 +513,8 @@ def class_drift(answer, case):
     with case("a class that only one of them has", points=1, hint="np.bincount(..., minlength=classes)"):
         demand(draw(60, 3), draw(30, 5), 5, "with a class that is new in the window, the distance")
         demand(draw(60, 5), draw(30, 3), 5, "with classes that are gone in the window, the distance")
+        demand(np.repeat([0, 2], (60, 1)), np.repeat([0, 2], (15, 5)), 3, "with a rare class, the distance")
+        demand(np.repeat([0, 1], (60, 1)), np.zeros(20, dtype=int), 2, "with an expected count below 1, the distance")
     with case("it does not matter which is which", points=1, hint="both samples are treated alike"):
         a, b = draw(120, 4), draw(40, 4, 0.5)
         first, second = (float(numbers(case, answer(*pair, 4))) for pair in ((a, b), (b, a)))
@@ -604,6 +664,9 @@ def family_limits(answer, case):
             "the mean over the quantities is taken; one of them is enough for an alarm, so take the largest": (
                 u * np.sort((null / u).mean(1))[number - 1]
             ),
+            "the sum over the quantities is taken; one of them is enough for an alarm, so take the largest": (
+                u * np.sort((null / u).sum(1))[number - 1]
+            ),
             "these are the largest distances of all draws": null.max(0),
             "the limits are left in units: multiply by the unit of each quantity": (
                 np.full(F, np.sort((null / u).max(1))[number - 1])
@@ -627,6 +690,7 @@ def family_limits(answer, case):
                 "this is the distance before the right one: the number is counted from 1": ordered[[number - 2]],
                 "this is the distance after the right one: the number is counted from 1": ordered[[min(number, B - 1)]],
                 "this is the alpha quantile: take the other end": ordered[[other_end]],
+                "the draws are not in ascending order: sort the largest distances": null[number - 1],
                 "it lies between two of the distances; take the one with this number, without interpolation": (
                     np.quantile(ordered, [1 - alpha])
                 ),
@@ -647,7 +711,9 @@ def family_limits(answer, case):
     with case("every quantity has its share", points=2, hint="limits are proportional to the (1 - alpha) quantiles"):
         null = draw(999, 6, 0.5) ** np.linspace(0.5, 1.5, 6) * 10.0 ** np.arange(-2, 4)
         found = limits(null)
-        ratio = found / unit(null)
+        ways = ("linear", "lower", "higher")  # the text leaves open which quantile it is
+        ratios = [found / np.quantile(null, 0.95, axis=0, method=way) for way in ways]
+        ratio = min(ratios, key=lambda one: np.ptp(one) / abs(one[0]))
         if not np.allclose(ratio, ratio[0], rtol=1e-6):
             known(null, found)
         case.close(
@@ -682,19 +748,21 @@ def family_limits(answer, case):
             "a column with few distances above 0 needs a finite limit, at least its maximum times the common one",
         )
         case.true(abs(false_alarms(null, found) - 0.05) < 0.01, "with such a column the limits together miss alpha")
+        none = limits(np.zeros((30, 2)))
+        case.true(not np.isfinite(none).any(), "where all distances of all quantities are 0, no limit is finite")
 
 
 # -- alarms -----------------------------------------------------------------------------------------------
 
 
-def events(alarm, options, sequences):
+def events(alarm, options, sequences, by_numpy=False):
     """Return, for each sequence of 0 and 1, what an alarm of its own says ("b", "e", ".") and whether it is active."""
     made = [alarm(**options) for _ in sequences]
     said = []
     for one, sequence in zip(made, sequences, strict=True):
         letters, active = "", ""
         for drifted in sequence:
-            word = one.update(drifted == "1")
+            word = one.update(np.bool_(drifted == "1") if by_numpy else drifted == "1")
             letters += {"begins": "b", "ends": "e", None: "."}.get(word, "?")
             active += "1" if one.active else "0"
         said.append((letters, active))
@@ -731,6 +799,12 @@ def alarm(answer, case):
             3, 5, 3, "1010001101", ".........b", "It begins when 3 of the last 5 drifted; older windows do not count"
         )
         demand(1, 1, 2, "001", "..b", "With needed = 1 the first drifted window begins it")
+        ((letters, _),) = answer.probe(events, {}, ["0101000"], True)
+        case.true(
+            letters == "...b..e",
+            "with NumPy's True and False, which comparisons of arrays give, it says something else than with Python's: "
+            "ask whether `drifted` is true, not whether it is the object True",
+        )
     with case("need not wait for a full row", points=1, hint="the first windows of all count, too"):
         demand(2, 5, 3, "11", ".b", "Two drifted windows are enough, though there have not been five yet")
     with case("says once that it begins", points=1, hint="while it is active, nothing begins"):
@@ -900,6 +974,11 @@ def journal_record(answer, case):
         lost = "nothing is in the database" if not rows else f"{len(rows)} rows for 5 images"
         hint = "; is the transaction committed?" if not rows else ""
         case.true(len(rows) == 5, lost + hint)
+        inks = [row["ink"] for row in rows]
+        case.true(
+            inks == watched[:, 0].tolist() or None in inks or sorted(inks) != sorted(watched[:, 0].tolist()),
+            "the rows are in another order than the images",
+        )
         for row, right in zip(rows, watched, strict=True):
             for name, value in zip(NAMES, right, strict=True):
                 found = row[name] if row[name] is not None else math.nan
@@ -986,7 +1065,8 @@ def read_recent(recent, engine, path, fetched, rows, removed, count):
         other.commit()
     fetched.clear()
     found = recent(engine, count)
-    found = [[float(value) for value in row] for row in found] if isinstance(found, (list, tuple)) else found
+    if isinstance(found, (list, tuple)):
+        found = [[value if isinstance(value, str) else float(value) for value in row] for row in found]
     return found, len(fetched), engine.pool.checkedout()
 
 
@@ -1012,14 +1092,12 @@ def journal_recent(answer, case):
             "these are the first rows, in reverse": rows[:count][::-1],
             "these are all rows; only `count` of them are asked": rows,
         }
+        for row in found:
+            only = f"a row has {len(row)} values instead of {len(NAMES)}: only the columns of WATCHED are asked"
+            case.true(len(row) <= len(NAMES), only)
+        case.true(len({len(row) for row in found}) < 2, "the rows have different lengths, or are no lists")
         arrays = np.array(found, dtype=float) if found else np.zeros((0, len(NAMES)))
-        case.true(arrays.ndim == 2, "the rows have different lengths, or are no lists")
         known = {s: torch.as_tensor(np.array(w)) for s, w in mistakes.items() if not np.array_equal(w, right)}
-        wide = arrays.shape[1] > len(NAMES)
-        case.true(
-            not wide,
-            f"a row has {arrays.shape[1]} numbers instead of {len(NAMES)}: only the columns of WATCHED are asked",
-        )
         case.close(torch.as_tensor(arrays), torch.as_tensor(right), what=what, mistakes=known)
 
     with case("the latest rows, the oldest of them first", points=2, hint="order by id, descending; limit; turn round"):
@@ -1039,6 +1117,8 @@ def journal_recent(answer, case):
     with case("fewer rows than asked for", points=1, hint="then all there are; of an empty journal none"):
         rows = watched_rows(case, 3)
         demand(ask(rows, 10)[0], rows, rows, "three rows when ten are asked for")
+        alike = np.repeat(rows[:1], 3, axis=0)
+        case.true(len(ask(alike, 3)[0]) == 3, "of rows with the same numbers not all come: each is a prediction")
         case.true(ask(rows[:0], 4)[0] == [], "an empty journal gives something else than an empty list")
         case.true(ask(rows, 0)[0] == [], "when no rows are asked for, some come")
     with case("later means a higher id", points=1, hint="clocks are set back, and ids may have gaps"):
@@ -1086,7 +1166,15 @@ def counter_increase(answer, case):
             "falls are added as if they were growth": np.abs(steps).sum(),
             "the first sample is added; what it shows happened before": right + samples[0],
             "this is the largest sample minus the smallest": max(samples) - min(samples),
-            "this is the last sample": samples[-1],
+            "this is the last sample; what was counted before the new start has happened, too": samples[-1],
+            "a counter that stays as it was is taken for a new start; only a fall is one": sum(
+                b - a if b > a else b for a, b in itertools.pairwise(samples)
+            ),
+            "samples are compared with the highest so far; compare each with the one before it": sum(
+                b - max(samples[:i]) if b >= max(samples[:i]) else b for i, b in enumerate(samples) if i
+            ),
+            "the growth over one new start only is seen; look at each pair of neighbours": samples[-1]
+            + (samples[int(np.argmax(steps < 0))] - samples[0]),
             "these are all samples added up": sum(samples),
             "this is the growth since the last start only": counted(lives[-1:])[1],
             "this is a rate for each step; return the whole growth": right / max(len(steps), 1),
@@ -1139,6 +1227,16 @@ def histogram_quantile(answer, case):
                 q * counts[-1] / inside if inside else 0, 9e9),
             "it divides by the cumulative count; divide by what is in this bucket": low + (high - low) * (
                 q * counts[-1] - (counts[at] - inside)) / counts[at],
+            "within the bucket it counts from 0; take away what lies before the bucket ": low + (high - low) * (
+                q * counts[-1] / counts[at]),
+            "it divides by all values; divide by what is in this bucket": low + (high - low) * (
+                q * counts[-1] - (counts[at] - inside)) / counts[-1],
+            "the way through the bucket is counted from its upper bound; begin at the lower one": low + (high - low) * (
+                counts[at] - q * counts[-1]) / inside if inside else 0.0,
+            "the rank is rounded up to a whole number; leave it as it is": low + (high - low) * (
+                math.ceil(q * counts[-1]) - (counts[at] - inside)) / inside if inside else 0.0,
+            "values are spread evenly over the bucket, not over its logarithm": low * (high / max(low, 1e-9)) ** (
+                (q * counts[-1] - (counts[at] - inside)) / max(inside, 1)),
             "the way through the bucket begins at 0, not at its lower bound": high * (
                 q * counts[-1] - (counts[at] - inside)) / inside if inside else 0.0,
             "this is q times the bound of the last bucket": q * bounds[-2],

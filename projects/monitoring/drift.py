@@ -40,8 +40,8 @@ def ks_exact(distance, m, n):
 
     Args:
         distance: of Kolmogorov and Smirnov, from 0 to 1. A distance that differs by less than 1e-9 counts as equal.
-        m: size of one sample.
-        n: size of the other.
+        m: size of one sample, up to a thousand.
+        n: size of the other, up to a thousand.
 
     Returns:
         P(D >= distance), from 0 to 1, with all its digits also where it is tiny (a relative error of 1e-6 at most).
