@@ -1,11 +1,15 @@
-"""How long a call takes and how much memory it needs."""
+"""How long a call takes, how much memory it needs, and an environment for what it is compared with."""
 
 from __future__ import annotations
 
 import os
 import statistics
+import subprocess
+import sys
+import sysconfig
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +53,32 @@ def peak_bytes(call: Callable[[], Any]) -> int:
             held += event.nbytes()
             peak = max(peak, held)
     return peak
+
+
+def peers(folder: Path, *packages: str, alone: bool = False) -> Path:
+    """Install other programs, to compare with, into an environment of their own; return its Python.
+
+    Args:
+        folder: where; an environment that is there already is used as it is.
+        packages: what is installed, as pip takes it.
+        alone: without the packages of this environment, which otherwise lie behind the installed ones, so that torch
+            is not installed twice.
+
+    Raises:
+        subprocess.CalledProcessError: pip has said what is wrong. The next call begins anew.
+    """
+    python, ready = folder / "bin" / "python", folder / "ready"
+    if not ready.is_file():
+        print(f"Installing {' and '.join(packages)} into {folder} ...", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        if not alone:
+            [own] = folder.glob("lib/*/site-packages")
+            paths = [sysconfig.get_path("purelib"), *(path for path in sys.path if path.endswith("site-packages"))]
+            lines = (f"import site; site.addsitedir({path!r})\n" for path in dict.fromkeys(paths))
+            (own / "course.pth").write_text("".join(lines))
+        ready.touch()
+    return python
 
 
 def _wait() -> None:

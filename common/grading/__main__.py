@@ -140,7 +140,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="repeats an earlier grading (default: a fresh one, or that of a grading that was stopped)",
     )
     add("--jobs", type=int, default=os.cpu_count() or 1, help="submissions at a time (all cores)")
-    add("--timeout", type=float, default=120.0, help="seconds for a notebook, a quarter for one answer (120)")
+    add("--timeout", type=float, default=240.0, help="seconds for a notebook, a quarter for one answer (240)")
     add("--memory", type=float, default=4.0, help="GiB that a submission may use, on Linux (4)")
     add("--course", type=Path, default=None, help="the course (the one this command belongs to)")
     options = parser.parse_args(arguments)

@@ -26,7 +26,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +40,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from common import course, runtime
+from common.bench import peers
 from common.grading import proofs
 from common.notebooks import anatomy, branch
 from common.notebooks.anatomy import NotebookError
@@ -377,21 +377,6 @@ def _of_others() -> float:
     return sum(used for process, used in seconds.items() if process not in ours) / os.sysconf("SC_CLK_TCK")
 
 
-def environment(folder: Path) -> Path:
-    """Install nbgrader and otter-grader into `folder`, unless they are there; return its Python.
-
-    Their packages come first, and behind them those of this environment, so that torch is not installed twice.
-    """
-    python = folder / "bin" / "python"
-    if not list(folder.glob("lib/*/site-packages/course.pth")):
-        print(f"Installing {' and '.join(TOOLS)} into {folder} ...", flush=True)
-        _run([sys.executable, "-m", "venv", folder], folder.parent)
-        _run([python, "-m", "pip", "install", *TOOLS], folder.parent)
-        [packages] = folder.glob("lib/*/site-packages")
-        (packages / "course.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    return python
-
-
 # -- the command ---------------------------------------------------------------------------------------------
 
 
@@ -430,7 +415,12 @@ def _measure(folder: Path, few: int, many: int, keep: Path | None) -> int:
             results[f"{timing.grader} ({timing.runs})"] = points
 
     if few:
-        python = environment((keep or folder / "environment").resolve())
+        try:
+            python = peers((keep or folder / "environment").resolve(), *TOOLS)
+        except subprocess.CalledProcessError:
+            raise NotebookError(
+                f"{' and '.join(TOOLS)} cannot be installed; --submissions 0 leaves them out."
+            ) from None
         say = "from importlib.metadata import version; import sys; print(*map(version, sys.argv[1:]))"
         variables["PATH"] = f"{python.parent}{os.pathsep}{variables.get('PATH', '')}"  # nbgrader calls alembic
         numbers = bench.run([python, "-c", say, *TOOLS], folder).split()

@@ -122,7 +122,7 @@ class Settings:
 
     seed: int
     jobs: int = os.cpu_count() or 1
-    timeout: float = 120
+    timeout: float = 240
     memory: int = 4 * 2**30
     hidden: Mapping[str, Path] = field(default_factory=dict)
     imports: Sequence[str] = ()

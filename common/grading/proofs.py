@@ -55,7 +55,7 @@ from common.notebooks.anatomy import Answer, NotebookError
 
 MINIMUM = {"right": 1, "wrong": 5}  # stored answers of each TODO, besides the reference
 SEEDS = (0, 1)  # a grader draws fresh inputs, so a proof must not hang on one draw
-SECONDS = 30.0  # by the clock, to run an answer's code, and for its check with one seed
+SECONDS = 30.0  # by the clock, to run an answer's code, and for its check with one seed; more on a slow machine
 
 _HEADER = re.compile(r"# %% *(?P<kind>\w+): *(?P<title>.*?) *(?:\[says: *(?P<says>.*?) *\])? *")
 
@@ -251,14 +251,16 @@ class _Todo:
             if problem := self._problem():
                 return [Outcome(one.kind, one.title, problem=problem) for one in snippets]
             outcomes: list[Outcome] = []
-            began, limit = time.monotonic(), SECONDS
+            began, limit, limit_of_mutants = time.monotonic(), 4 * SECONDS, SECONDS
             while len(outcomes) < len(snippets):  # once, and again for each answer that hangs or dies
                 with self._worker(session) as process:
                     for snippet in snippets[len(outcomes) :]:
-                        limit_of_this = limit if snippet.kind == "mutant" else SECONDS
+                        limit_of_this = limit_of_mutants if snippet.kind == "mutant" else limit
                         outcomes.append(self._prove_one(snippet, process, limit_of_this))
-                        if len(outcomes) == 1:  # mutants hang more often than authors write endless loops
-                            limit = min(SECONDS, 3 + 10 * (time.monotonic() - began))
+                        if len(outcomes) == 1:  # the reference: it shows how fast the machine is
+                            took = time.monotonic() - began
+                            limit = SECONDS if process.lost else min(4 * SECONDS, max(SECONDS, 3 * took))
+                            limit_of_mutants = min(SECONDS, 3 + 10 * took)  # they hang more often than authors' answers
                         if process.lost:
                             break
             return outcomes

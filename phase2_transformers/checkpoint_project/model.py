@@ -92,7 +92,7 @@ class EncoderLayer(nn.Module):
         d_model: D.
         heads: H.
         d_ff: features between `up` and `down`.
-        dropout: the probability of dropout on what each half adds to x.
+        dropout: the probability of dropout on what each half adds to x; inside the halves there is none.
     """
 
     def __init__(self, d_model, heads, d_ff, dropout=0.0):

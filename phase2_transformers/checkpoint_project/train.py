@@ -11,6 +11,7 @@ this order; checkpoint_project.ipynb explains each of them and checks it. What h
 """
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -53,7 +54,8 @@ def clip_gradients(parameters, max_norm):
     left as it is otherwise.
 
     Args:
-        parameters: an iterable of parameters; those without a gradient (None) are passed over.
+        parameters: an iterable of parameters; those without a gradient (None) are passed over. When
+            none has one, the norm is 0.
         max_norm: a positive number.
 
     Returns:
@@ -146,7 +148,8 @@ def average_gradients(model, world, all_reduce):
 
     Args:
         model: a module after `backward`. On some ranks a parameter may have no gradient (None), because its layer was
-            not used there: it counts as 0. Frozen parameters (requires_grad is False) take no part.
+            not used there: it counts as 0, and afterwards the parameter has a gradient on all ranks. Frozen parameters
+            (requires_grad is False) take no part.
         world: how many ranks there are.
         all_reduce: `all_reduce(tensor)` replaces the tensor, in place, by its sum over all ranks. It returns only
             when all ranks have called it, so all have to call it for tensors of the same shapes in the same order.
@@ -266,7 +269,7 @@ def cut(ids, length):
 
 def prepare(options, rank):
     """Return the tokenizer's JSON, and tokens and labels of all texts, held-out ones first; rank 0 makes them."""
-    file = Path(options.out).parent / f"tokens-{options.data}-{options.vocab}.pt"
+    file = Path(options.out).parent / f"texts-{options.data}-{options.vocab}.pt"
     if rank == 0 and not file.exists():
         texts, labels = read_texts(options.data)
         held_out = len(texts) // 10
@@ -338,8 +341,11 @@ def parse(arguments=None):
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=100, help="steps from one checkpoint to the next")
     add("--precision", choices=("float32", "bfloat16"), default="float32")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=device, help="a GPU for each process, or the CPU for all")
     add("--fused", action="store_true", help="torch's own attention kernel instead of yours: equal, but faster")
-    add("--ddp", action="store_true", help="torch's DistributedDataParallel instead of your functions, to compare with")
+    add("--again", metavar="OUT", help="then train once more, from the beginning, into this folder: to compare with")
+    add("--ddp", action="store_true", help="let torch's DistributedDataParallel do --again, instead of your functions")
     return parser.parse_args(arguments)
 
 
@@ -347,10 +353,11 @@ def start_processes(options):
     """Join the other processes, if torchrun has started several; return rank, world and device."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", 0))
-    cuda = torch.cuda.is_available()
+    cuda = options.device == "cuda"
     if cuda and torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
         raise SystemExit(
-            f"train.py: there are fewer GPUs ({torch.cuda.device_count()}) than processes; start as many as GPUs"
+            f"train.py: there are fewer GPUs ({torch.cuda.device_count()}) than processes; "
+            "start as many as GPUs, or give --device cpu"
         )
     if options.batch % world:
         raise SystemExit(f"train.py: --batch {options.batch} cannot be divided among {world} processes")
@@ -358,7 +365,6 @@ def start_processes(options):
         torch.cuda.set_device(local)
     if world > 1:
         dist.init_process_group("nccl" if cuda else "gloo")
-    torch.manual_seed(options.seed + 1000 * rank)  # dropout has to differ among the ranks; so the first weights do, too
     return rank, world, torch.device("cuda", local) if cuda else torch.device("cpu")
 
 
@@ -368,7 +374,7 @@ def demand_same(options):
     wanted = {
         name: value
         for name, value in vars(options).items()
-        if name not in ("out", "steps", "save_every", "fused", "ddp")
+        if name not in ("out", "steps", "save_every", "device", "fused", "again", "ddp")
     }
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else wanted
     other = [f"{name} was {found.get(name)}, now {wanted[name]}" for name in wanted if found.get(name) != wanted[name]]
@@ -464,6 +470,17 @@ def main(arguments=None):
     """Train, or go on with a training; return the model, in evaluation mode, and what was measured."""
     options = parse(arguments)
     rank, world, device = start_processes(options)
+    model, results = train_one(options, rank, world, device)
+    if options.again:
+        train_one(argparse.Namespace(**vars(options) | {"out": options.again}), rank, world, device, options.ddp)
+    if world > 1:
+        dist.destroy_process_group()
+    return model, results
+
+
+def train_one(options, rank, world, device, ddp=False):
+    """Do a whole training in this rank; return the model and what was measured."""
+    torch.manual_seed(options.seed + 1000 * rank)  # dropout has to differ among the ranks; so the first weights do, too
     Path(options.out).mkdir(parents=True, exist_ok=True)
     if rank == 0:
         demand_same(options)
@@ -472,7 +489,7 @@ def main(arguments=None):
         fuse()
     model = make_model(options, data["vocab"]).to(device)
     forward = model
-    if world > 1 and options.ddp:
+    if world > 1 and ddp:
         forward = nn.parallel.DistributedDataParallel(model)
     elif world > 1:
         broadcast_weights(model, dist.broadcast)
@@ -493,8 +510,6 @@ def main(arguments=None):
         )
         Path(options.out, "results.json").write_text(json.dumps(results), encoding="utf-8")
     log.close()
-    if world > 1:
-        dist.destroy_process_group()
     return model, results
 
 
@@ -526,7 +541,7 @@ def run(options, model, forward, optimizer, data, log, rank, world):
             loss = F.cross_entropy(logits.float(), labels[chosen].to(device))
             optimizer.zero_grad()
             loss.backward()
-            if world > 1 and not options.ddp:
+            if world > 1 and forward is model:
                 average_gradients(model, world, dist.all_reduce)
             norm = clip_gradients(model.parameters(), options.clip)
             optimizer.step()
@@ -558,3 +573,4 @@ def keep(checkpoint, model, optimizer, step, log, rank, world):
 
 if __name__ == "__main__":
     main()
+    gc.freeze()  # or Python looks through all objects of PyTorch once more before it ends, for a second

@@ -13,33 +13,19 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from pathlib import Path
 
 import load
 
+from common.bench import peers
 from common.runtime import hardware
 from common.serving import free_port, started
 
 HERE = Path(__file__).resolve().parent
 LITSERVE = "litserve==0.2.19"
-
-
-def environment(folder):
-    """Install LitServe into `folder`, unless it is there; return its Python, behind whose packages lie this one's."""
-    python = folder / "bin" / "python"
-    if not list(folder.glob("lib/*/site-packages/course.pth")):
-        print(f"Installing {LITSERVE} into {folder} ...", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", LITSERVE], check=True)
-        [packages] = folder.glob("lib/*/site-packages")
-        paths = [sysconfig.get_path("purelib"), *(path for path in sys.path if path.endswith("site-packages"))]
-        (packages / "course.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in paths))
-    return python
 
 
 def measure(command, env, options):
@@ -93,7 +79,7 @@ def main():
             "this service, int8": (ours, {"MODEL": str(int8), **batched}),
         }
         if not options.without_litserve:
-            python = environment((options.keep or Path(folder)).resolve())
+            python = peers((options.keep or Path(folder)).resolve(), LITSERVE)
             kinds["LitServe"] = ([str(python), "peers/lit.py"], {"MODEL": str(fp32), **batched})
             kinds["LitServe, int8"] = ([str(python), "peers/lit.py"], {"MODEL": str(int8), **batched})
         found = {name: [] for name in kinds}

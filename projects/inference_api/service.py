@@ -249,10 +249,10 @@ async def ask(batcher, image):
         What `submit` returned.
 
     Raises:
-        HTTPException: 503 when the queue is full or the batcher is closing, with a header `Retry-After`: a whole number
-            of seconds from 1 to 10. 504 when there was no answer in time. 500 for every other error; that one is
-            written to `log` with its traceback (`log.exception`). `detail` tells the caller what happened and what to
-            do, but nothing of the inside: no text of the error.
+        HTTPException: 503 when the queue is full or the batcher is closing, with a header `Retry-After`: the text of a
+            whole number of seconds from 1 to 10. 504 when there was no answer in time. 500 for every other error; that
+            one is written to `log` with its traceback (`log.exception`). `detail` tells the caller what happened and
+            what to do, but nothing of the inside: no text of the error.
         CancelledError: goes through as it is.
     """
     raise NotImplementedError("ask")

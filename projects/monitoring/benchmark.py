@@ -11,7 +11,6 @@ loading; ratios are their time by ours. What cannot be installed is named, and t
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +22,8 @@ import prepare
 from detector import Detector, distances
 from features import QUANTITIES
 from scipy import stats
+
+from common.bench import peers
 
 ALIBI = """
 import sys, json, time, numpy as np
@@ -107,22 +108,11 @@ def beside_scipy(repeats=300):
     print(f"  distance and exact p-value: SciPy's time by ours {theirs / ours:.2f}")
 
 
-def environment(folder, packages):
-    """Install packages into an environment in `folder`, unless they are there; return its Python."""
-    python = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
-        print(f"Installing {' and '.join(packages)} into {folder} ...", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        (folder / "ready").touch()
-    return python
-
-
 def peer(name, folder, data, some):
     """Measure another library on the windows; return what it found, or None where it cannot be had."""
     packages, script = PEERS[name]
     try:
-        python = environment(folder / name, packages)
+        python = peers(folder / name, *packages, alone=True)
         target = data.with_name(f"{name}.json")
         subprocess.run([python, "-c", script, data, target, str(some)], check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:

@@ -1029,7 +1029,7 @@ def journal_record(answer, case):
     with case(
         "numbers that are not finite are refused", points=1, hint="np.isfinite(...).all(), before anything is written"
     ):
-        for bad in (math.nan, math.inf):
+        for bad in (math.nan, math.inf, -math.inf):
             watched = watched_rows(case, 3)
             watched[1, 2] = bad
             ((trouble, rows, _),) = ask(("r", 1.0, watched))
@@ -1263,6 +1263,7 @@ def histogram_quantile(answer, case):
     with case("the first bucket begins at 0", points=1, hint="its lower bound is 0"):
         demand(0.3, [2.0, 4.0, math.inf], [60, 100, 100])
         demand(0.5, [1.0, 3.0, math.inf], [80, 100, 100])
+        demand(0.5, [2.0, 4.0, math.inf], [1, 1, 1])
     with case("empty buckets", points=1, hint="the first bucket whose count reaches the rank"):
         demand(0.6, bounds, [40, 40, 40, 80, 100, 100])
         demand(0.2, bounds, [0, 0, 50, 50, 100, 100])
