@@ -54,8 +54,8 @@ def clip_gradients(parameters, max_norm):
     left as it is otherwise.
 
     Args:
-        parameters: an iterable of parameters; those without a gradient (None) are passed over. When
-            none has one, the norm is 0.
+        parameters: an iterable of parameters; those without a gradient (None) are passed over. When none has
+            one, the norm is 0.
         max_norm: a positive number.
 
     Returns:
