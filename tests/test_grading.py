@@ -578,7 +578,7 @@ def test_a_check_that_fails_is_no_fault_of_the_student(tmp_path):
 
 def test_a_killed_grader_leaves_no_worker_and_goes_on_where_it_stopped(tmp_path):
     sleeper = f"import subprocess\nsubprocess.run(['sleep', '{MARK}'])"
-    arguments = small(tmp_path, a=submission(), b=submission(softmax_rows=sleeper))
+    arguments = (*small(tmp_path, a=submission(), b=submission(softmax_rows=sleeper)), "--timeout", 80)
     run = subprocess.Popen(command(*arguments, "--jobs", 1), cwd=ROOT, stdout=subprocess.DEVNULL)
     until(lambda: runs(MARK))
     run.kill()
@@ -588,9 +588,7 @@ def test_a_killed_grader_leaves_no_worker_and_goes_on_where_it_stopped(tmp_path)
     assert [row["student"] for row in rows] == ["a"]
     until(lambda: not runs(MARK), seconds=10)
     log.write_text(log.read_text() + '{"student": "b", "uni')  # killed while it wrote
-    again = subprocess.run(
-        command(*arguments, "--timeout", 120), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+    again = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert "1 of them were graded before" in again.stdout
     results = json.loads((tmp_path / "out" / "rows.json").read_text())
     assert results["seed"] == first["seed"]

@@ -48,6 +48,21 @@ def test_scale(monkeypatch):
         runtime.scale()
 
 
+@pytest.mark.parametrize(
+    ("chosen", "capabilities", "expected"),
+    [
+        ("cpu", {"avx2": True, "avx512_bf16": False}, torch.float32),
+        ("cpu", {"avx512_bf16": True}, torch.bfloat16),
+        ("cpu", {"bf16": True}, torch.bfloat16),
+        ("mps", {"bf16": True}, torch.float32),
+    ],
+)
+def test_bfloat16_only_where_it_is_fast(monkeypatch, chosen, capabilities, expected):
+    monkeypatch.setattr(runtime, "device", lambda: torch.device(chosen))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert runtime.autocast_dtype() == expected
+
+
 def test_record_prints_and_appends(monkeypatch, tmp_path, capsys):
     runtime.record("accuracy", "97 %")
     assert capsys.readouterr().out == "accuracy: 97 %\n"
@@ -99,6 +114,18 @@ def test_a_damaged_file_is_found(cache):
     path.write_bytes(CONTENT[:4])
     with pytest.raises(MissingData, match="Delete it and run this again"):
         fetch("file:///nowhere")
+
+
+@pytest.mark.parametrize("place", ["here", "course"])
+def test_a_relative_mirror_counts_from_here_or_from_the_top(cache, monkeypatch, tmp_path, place):
+    for folder in ("course/unit", "here"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(data, "CACHE", tmp_path / "course" / "data")
+    monkeypatch.chdir(tmp_path / {"here": "here", "course": "course/unit"}[place])
+    monkeypatch.setenv("COURSE_DATA", "../mirror" if place == "here" else "mirror")
+    mirror = tmp_path / ("mirror" if place == "here" else "course/mirror")
+    mirror.mkdir()
+    assert data.mirror() == mirror
 
 
 def test_a_mirror_is_never_left(cache, monkeypatch, tmp_path):

@@ -23,16 +23,19 @@ class MissingData(Exception):
 def mirror() -> Path | None:
     """Return the folder that COURSE_DATA names, or None where it is not set.
 
+    A relative path counts from the working directory or, as notebooks run in the folder of their unit, from the top.
+
     Raises:
         MissingData: when there is no such folder.
     """
     name = os.environ.get("COURSE_DATA")
     if not name:
         return None
-    folder = Path(name).expanduser().resolve()
-    if not folder.is_dir():
-        raise MissingData(f"COURSE_DATA is {name!r}, but there is no such folder; correct it or unset it")
-    return folder
+    path = Path(name).expanduser()
+    for folder in (path, CACHE.parent / path):
+        if folder.is_dir():
+            return folder.resolve()
+    raise MissingData(f"COURSE_DATA is {name!r}, but there is no such folder; correct it or unset it")
 
 
 def fetch(name: str, *, url: str, sha256: str) -> Path:

@@ -48,6 +48,7 @@ PROBE_NAMES = {
 def serve(sock: socket.socket, words: int, session: Session | None = None) -> None:
     """Do what a judge asks over `sock`, until it closes; write to `words` where the code is when it dies."""
     _tell_where(words)
+    os.register_at_fork(after_in_child=sock.close)  # a child that comes back here shall not answer, nor take a question
     session = session or Session()
     channel = Channel(sock, session.wrap, session.unwrap)
     while True:
