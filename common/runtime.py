@@ -59,8 +59,9 @@ def autocast_dtype() -> torch.dtype:
     if chosen.type == "cuda":
         has = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
-    return torch.bfloat16 if has and chosen.type != "mps" else torch.float32
+        names = "amx_bf16", "avx512_bf16", "bf16"
+        has = chosen.type == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in names)
+    return torch.bfloat16 if has else torch.float32
 
 
 def scale() -> str:

@@ -116,16 +116,14 @@ def test_a_damaged_file_is_found(cache):
         fetch("file:///nowhere")
 
 
-@pytest.mark.parametrize("place", ["here", "course"])
-def test_a_relative_mirror_counts_from_here_or_from_the_top(cache, monkeypatch, tmp_path, place):
-    for folder in ("course/unit", "here"):
-        (tmp_path / folder).mkdir(parents=True)
+@pytest.mark.parametrize("here", ["elsewhere", "course/unit"])
+def test_a_relative_mirror_counts_from_here_or_from_the_top(monkeypatch, tmp_path, here):
+    for folder in (here, "mirror", "course"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(data, "CACHE", tmp_path / "course" / "data")
-    monkeypatch.chdir(tmp_path / {"here": "here", "course": "course/unit"}[place])
-    monkeypatch.setenv("COURSE_DATA", "../mirror" if place == "here" else "mirror")
-    mirror = tmp_path / ("mirror" if place == "here" else "course/mirror")
-    mirror.mkdir()
-    assert data.mirror() == mirror
+    monkeypatch.chdir(tmp_path / here)
+    monkeypatch.setenv("COURSE_DATA", "../mirror")
+    assert data.mirror() == tmp_path / "mirror"
 
 
 def test_a_mirror_is_never_left(cache, monkeypatch, tmp_path):
