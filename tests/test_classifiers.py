@@ -25,7 +25,7 @@ def with_external_weights(model, folder):
 
 
 def hostile(model, nodes):
-    """An ONNX file with the metadata of `model` whose nodes never come to logits."""
+    """An ONNX file with the metadata of `model` and other nodes."""
     tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", "length"])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "hostile", [tokens], [logits])
@@ -64,6 +64,16 @@ def endless():
     ]
 
 
+def counting():
+    """A mean over all tokens, padding among them."""
+    return [
+        helper.make_node("Cast", ["tokens"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["numbers"], ["mean"], axes=[1], keepdims=1),
+        constant("sides", TensorProto.FLOAT, [2], [-1.0, 1.0]),
+        helper.make_node("Mul", ["mean", "sides"], ["logits"]),
+    ]
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classifiers")
@@ -82,6 +92,7 @@ def rows(tmp_path_factory):
         "large": model + bytes(LARGEST_ARTEFACT),
         "hungry": hostile(model, hungry()),
         "endless": hostile(model, endless()),
+        "counting": hostile(model, counting()),
     }
     submissions = folder / "submissions"
     hand_in(submissions, {f"{who}/{NOTEBOOK}": book for who in files})
@@ -119,3 +130,9 @@ def test_a_bad_classifier_costs_its_points_and_is_named(rows, who, message):
     points, said = rows[who]
     assert points <= 2, said  # for a file that is whole
     assert message in said
+
+
+def test_a_classifier_that_counts_padding_is_named(rows):
+    points, said = rows["counting"]
+    assert points < POINTS / 2
+    assert "does the model count padding" in said
