@@ -2111,7 +2111,7 @@ def look_at_file(classify):
 
 
 def logits_by_the_rules(classify, texts, cutting="as in training"):
-    """Return what classifier.onnx says about texts, each alone and all padded in one batch, without the answer.
+    """Return what classifier.onnx says about texts, alone and padded beside three others, without the answer.
 
     Args:
         cutting: how long texts are shortened: "as in training", or otherwise.
@@ -2133,8 +2133,8 @@ def logits_by_the_rules(classify, texts, cutting="as in training"):
     for row, ids in zip(tokens, every):  # noqa: B905
         row[: len(ids)] = ids
     alone = [session.run(None, {"tokens": np.array([ids], np.int64)})[0] for ids in every]
-    together = session.run(None, {"tokens": tokens})[0]
-    return torch.from_numpy(np.concatenate(alone)).double(), torch.from_numpy(together).double()
+    padded = [session.run(None, {"tokens": tokens[i : i + 4]})[0] for i in range(0, len(tokens), 4)]
+    return tuple(torch.from_numpy(np.concatenate(logits)).double() for logits in (alone, padded))
 
 
 def largest_batch(classify, texts):

@@ -54,8 +54,7 @@ def clip_gradients(parameters, max_norm):
     left as it is otherwise.
 
     Args:
-        parameters: an iterable of parameters; those without a gradient (None) are passed over. When none has
-            one, the norm is 0.
+        parameters: an iterable of parameters; those without a gradient (None) are passed over, one at least has one.
         max_norm: a positive number.
 
     Returns:
@@ -393,7 +392,7 @@ class PairEmbedding(nn.Module):
     which of some rows is theirs; pairs that meet in a row share it (Joulin et al. 2017).
     """
 
-    def __init__(self, words, pairs, size=32):
+    def __init__(self, words, pairs, size=16):
         """Keep the embeddings `words`, and make `pairs` rows of `size` features."""
         super().__init__()
         self.words, self.pairs = words, nn.Embedding(pairs, size)
